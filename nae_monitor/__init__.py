@@ -1,0 +1,1 @@
+"""nae_monitor: reads what a deployed language model is computing, and raises alerts on it."""

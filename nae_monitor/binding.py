@@ -1,0 +1,109 @@
+"""Bind a strict YAML document to a tree of frozen dataclasses, every problem found at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from nae_monitor.errors import ConfigurationError, Problem
+from nae_monitor.strict_yaml import Document, KeyPath, nearest
+
+T = TypeVar("T")
+
+
+def bind(document: Document, cls: type[T], path: KeyPath = ()) -> T:
+    """Build ``cls`` from the value at ``path``.
+
+    Supports str, int, float, bool, Literal, X | None, tuple[X, ...] and nested dataclasses.
+    A dataclass may check itself in ``__post_init__`` by raising ValueError.
+
+    Raises:
+        ConfigurationError: every unknown key, missing key and wrong type, with its place.
+    """
+    binder = _Binder(document)
+    value = binder.build(cls, _at(document, path), path)
+    if binder.problems:
+        raise ConfigurationError(binder.problems)
+    return cast(T, value)
+
+
+def _at(document: Document, path: KeyPath) -> Any:
+    value = document.value
+    for step in path:
+        value = value[step]
+    return value
+
+
+class _Binder:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+
+    def problem(self, path: KeyPath, message: str, mend: str = "") -> None:
+        self.problems.append(Problem(self.document.mark(path), message, mend))
+
+    def build(self, hint: Any, value: Any, path: KeyPath) -> Any:
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            return self._dataclass(hint, value, path)
+        origin = get_origin(hint)
+        if origin in (Union, types.UnionType):
+            return self._optional(hint, value, path)
+        if origin is Literal:
+            return self._literal(get_args(hint), value, path)
+        if origin is tuple:
+            return self._tuple(get_args(hint)[0], value, path)
+        return self._scalar(hint, value, path)
+
+    def _dataclass(self, cls: type, value: Any, path: KeyPath) -> Any:
+        name = ".".join(str(p) for p in path) or "the file"
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            return self.problem(path, f"{name} must be a mapping", "write `key: value` lines")
+        hints = get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in value:
+            if key not in fields:
+                self.problem((*path, key), f"unknown key {key!r} in {name}", nearest(key, fields))
+        before = len(self.problems)
+        kept: dict[str, Any] = {}
+        for key, spec in fields.items():
+            if key in value:
+                kept[key] = self.build(hints[key], value[key], (*path, key))
+            elif (
+                spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+            ):
+                self.problem(path, f"{name} lacks the key {key!r}", f"add `{key}: …`")
+        if len(self.problems) > before:
+            return None
+        try:
+            return cls(**kept)
+        except ValueError as error:
+            return self.problem(path, f"{name}: {error}")
+
+    def _optional(self, hint: Any, value: Any, path: KeyPath) -> Any:
+        options = [h for h in get_args(hint) if h is not type(None)]
+        if value is None:
+            return None
+        return self.build(options[0], value, path)
+
+    def _literal(self, allowed: tuple[Any, ...], value: Any, path: KeyPath) -> Any:
+        if value not in allowed:
+            choices = ", ".join(str(a) for a in allowed)
+            return self.problem(path, f"{path[-1]} is {value!r}", f"one of: {choices}")
+        return value
+
+    def _tuple(self, item: Any, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, list):
+            return self.problem(path, f"{path[-1]} must be a list", "write it as [a, b]")
+        return tuple(self.build(item, v, (*path, i)) for i, v in enumerate(value))
+
+    def _scalar(self, hint: Any, value: Any, path: KeyPath) -> Any:
+        if hint is Any:
+            return value
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return value
+        return self.problem(path, f"{path[-1]} is {value!r}", f"expected {hint.__name__}")

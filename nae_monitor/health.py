@@ -1,0 +1,107 @@
+"""Counters for everything that happened and everything that did not.
+
+A failure that is swallowed to protect the host is counted here under a reason; nothing else in
+the package may swallow an exception. Reading is cheap and never blocks the serving thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from nae_monitor.records import Coverage
+
+log = logging.getLogger("nae_monitor")
+
+CIRCUIT_LIMIT = 5  # failures in a row after which a guarded callback is switched off
+
+
+class Health:
+    """Process-wide counters, per-request ledgers and circuit breakers. Thread-safe."""
+
+    def __init__(self, ledger_limit: int = 10_000) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._ledgers: dict[str, Counter[str]] = {}
+        self._ledger_limit = ledger_limit
+        self._failures_in_row: Counter[str] = Counter()
+        self._open: set[str] = set()
+
+    def count(self, name: str, amount: int = 1, *, request_id: str | None = None) -> None:
+        """Add ``amount`` to a counter such as ``tokens.seen`` or ``dropped.queue_full``."""
+        with self._lock:
+            self._counts[name] += amount
+            if request_id is not None:
+                self._ledger(request_id)[name] += amount
+
+    def _ledger(self, request_id: str) -> Counter[str]:
+        ledger = self._ledgers.get(request_id)
+        if ledger is None:
+            while len(self._ledgers) >= self._ledger_limit:  # oldest request is forgotten first
+                self._ledgers.pop(next(iter(self._ledgers)))
+            ledger = self._ledgers[request_id] = Counter()
+        return ledger
+
+    def failed(self, component: str, error: Exception) -> None:
+        """Count a swallowed failure; the fifth in a row opens the component's circuit.
+
+        The log line names the exception's type only: messages can quote prompts.
+        """
+        with self._lock:
+            self._counts[f"failed.{component}.{type(error).__name__}"] += 1
+            self._failures_in_row[component] += 1
+            opens = self._failures_in_row[component] == CIRCUIT_LIMIT
+            if opens:
+                self._open.add(component)
+                self._counts[f"circuit_open.{component}"] += 1
+            first = self._failures_in_row[component] == 1
+        if opens:
+            log.error("%s failed %d times in a row and is off", component, CIRCUIT_LIMIT)
+        elif first:
+            log.warning("%s failed with %s; serving goes on", component, type(error).__name__)
+
+    def succeeded(self, component: str) -> None:
+        """End a component's run of failures."""
+        if self._failures_in_row.get(component):
+            with self._lock:
+                self._failures_in_row[component] = 0
+
+    def is_open(self, component: str) -> bool:
+        """Whether the component's circuit is open, i.e. it is switched off."""
+        return component in self._open
+
+    @contextmanager
+    def guard(self, component: str) -> Iterator[None]:
+        """Run a block at the host boundary: any ``Exception`` is counted, none passes."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the one place allowed to swallow
+            self.failed(component, error)
+        else:
+            self.succeeded(component)
+
+    def counters(self) -> Mapping[str, int]:
+        """A copy of every counter."""
+        with self._lock:
+            return dict(self._counts)
+
+    def coverage(self, request_id: str) -> Coverage:
+        """The ledger of one request as a record; all zeros for a request never seen."""
+        with self._lock:
+            ledger = Counter(self._ledgers.get(request_id, ()))
+        return Coverage(
+            seen_tokens=ledger["tokens.seen"],
+            screened_tokens=ledger["tokens.screened"],
+            sampled_tokens=ledger["tokens.sampled"],
+            decoded_tokens=ledger["tokens.decoded"],
+            judged_tokens=ledger["tokens.judged"],
+            cached_tokens=ledger["tokens.cached"],
+            dropped_tokens={
+                name.removeprefix("dropped."): amount
+                for name, amount in sorted(ledger.items())
+                if name.startswith("dropped.")
+            },
+        )

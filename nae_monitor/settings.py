@@ -1,0 +1,256 @@
+"""The one YAML configuration file as frozen settings; strict, every problem reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from nae_monitor.binding import bind
+from nae_monitor.errors import ConfigurationError, Problem
+from nae_monitor.strict_yaml import Document, nearest, read_document
+
+SinkKind = Literal["console", "jsonl", "otel", "kafka"]
+EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
+EMBEDDED_AR = "embedded/smollm2-135m-l20-ar"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """The monitored model: embedded alias, directory or hub id."""
+
+    model: str = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class NlaSettings:
+    """The verbalizer and reconstructor, and where they run."""
+
+    av: str = EMBEDDED_AV
+    ar: str = EMBEDDED_AR
+    engine: str = "torch"  # torch | vllm:URL | sglang:URL
+    batch_size: int = 16
+    max_new_tokens: int = 64
+    temperature: float = 0.0  # 0: greedy
+    seed: int = 0
+    timeout_s: float = 30.0  # remote engines: deadline of one decode batch, retries included
+
+    def __post_init__(self) -> None:
+        name, _, url = self.engine.partition(":")
+        if self.engine != "torch" and (name not in ("vllm", "sglang") or not urlsplit(url).netloc):
+            raise ValueError(f"engine is {self.engine!r}; use torch, vllm:URL or sglang:URL")
+        if self.batch_size < 1 or self.max_new_tokens < 1 or self.temperature < 0:
+            raise ValueError("batch_size and max_new_tokens are at least 1, temperature at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """Which rows leave the model, and how much memory they may hold on the way."""
+
+    phases: tuple[Literal["prompt", "completion"], ...] = ("prompt", "completion")
+    min_position: int = 10  # tokens; earlier positions decode to the prior
+    placement: Literal["inline"] = "inline"
+    vector_dtype: Literal["float16", "float32"] = "float16"
+    queue_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if not self.phases or self.min_position < 0 or self.queue_bytes < 1:
+            raise ValueError("phases must not be empty; min_position and queue_bytes not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """How many decodes may be bought."""
+
+    decodes_per_s: float = 4.0
+    per_request: int = 16
+
+    def __post_init__(self) -> None:
+        if self.decodes_per_s <= 0 or self.per_request < 0:
+            raise ValueError("decodes_per_s must be above 0 and per_request not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenSettings:
+    """How rows are chosen for decoding."""
+
+    directions: Literal["none", "rules"] = "none"
+    every_n_tokens: int = 8
+    random_share: float = 0.1  # of the budget, kept for random rows
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    expire_s: float = 60.0  # a row older than this is dropped and counted, not decoded
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.random_share <= 1 or self.every_n_tokens < 1 or self.expire_s <= 0:
+            raise ValueError("random_share is 0 to 1, every_n_tokens at least 1, expire_s above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectSettings:
+    """Rule files or directories (``builtin`` is the shipped pack) and the sentence encoder."""
+
+    rules: tuple[str, ...] = ("builtin",)
+    encoder: str | None = "embedded/all-minilm-l6-v2"
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlSettings:
+    """Append-only alert file."""
+
+    path: str
+    fsync: Literal["never", "interval", "always"] = "interval"
+    rotate_bytes: int = 64 * 1024 * 1024
+    keep_files: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OtelSettings:
+    """OpenTelemetry: the host's provider, or one of our own where ``endpoint`` is given."""
+
+    endpoint: str | None = None  # OTLP gRPC, e.g. http://127.0.0.1:4317
+    guardrail_names: bool = False  # also write the unmerged gen_ai.guardrail.* attributes
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Alerts as CloudEvents on a Kafka topic."""
+
+    bootstrap: str
+    topic: str = "nae.alerts"
+    queue_events: int = 10_000
+    outbox: str | None = None  # SQLite file; None: a file under the state directory
+
+
+@dataclass(frozen=True, slots=True)
+class SinkSettings:
+    """One sink by kind; ``options`` is the settings record of that kind."""
+
+    kind: SinkKind
+    options: JsonlSettings | OtelSettings | KafkaSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSettings:
+    """Where alerts go."""
+
+    sinks: tuple[SinkSettings, ...] = (SinkSettings("console"),)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSettings:
+    """Recordings: none where ``dir`` is missing."""
+
+    dir: str | None = None
+    keep: Literal["candidates", "decoded"] = "candidates"
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySettings:
+    """What of prompts, outputs and decoded text may leave the process in alerts and spans."""
+
+    content: Literal["hash", "full", "none"] = "hash"
+    key_env: str = "NAE_MONITOR_HMAC_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What a request must have had looked at before it may be called clean."""
+
+    min_judged_tokens: int = 1
+    min_screened_share: float = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration."""
+
+    target: TargetSettings = field(default_factory=TargetSettings)
+    nla: NlaSettings = field(default_factory=NlaSettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    screen: ScreenSettings = field(default_factory=ScreenSettings)
+    detect: DetectSettings = field(default_factory=DetectSettings)
+    alert: AlertSettings = field(default_factory=AlertSettings)
+    record: RecordSettings = field(default_factory=RecordSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, text: str | None = None) -> Settings:
+        """Read a configuration file.
+
+        Raises:
+            ConfigurationError: with every problem of the file, each with file:line:column.
+        """
+        document = read_document(path, text)
+        problems: list[Problem] = []
+        sinks = _take_sinks(document, problems)
+        try:
+            settings = bind(document, cls)
+        except ConfigurationError as error:
+            raise ConfigurationError([*error.problems, *problems]) from error
+        if problems:
+            raise ConfigurationError(problems)
+        if sinks is None:
+            return settings
+        return _with_sinks(settings, sinks)
+
+
+_SINK_OPTIONS: Mapping[str, type | None] = {
+    "console": None,
+    "jsonl": JsonlSettings,
+    "otel": OtelSettings,
+    "kafka": KafkaSettings,
+}
+
+
+def _with_sinks(settings: Settings, sinks: tuple[SinkSettings, ...]) -> Settings:
+    return replace(settings, alert=AlertSettings(sinks))
+
+
+def _take_sinks(document: Document, problems: list[Problem]) -> tuple[SinkSettings, ...] | None:
+    """Take ``alert.sinks`` out of the document: its items are a name or a one-key mapping."""
+    alert = document.value.get("alert") if isinstance(document.value, dict) else None
+    if not isinstance(alert, dict) or "sinks" not in alert:
+        return None
+    items = alert.pop("sinks")
+    if not isinstance(items, list):
+        where = document.mark(("alert", "sinks"))
+        problems.append(Problem(where, "sinks must be a list", "write [console, …]"))
+        return None
+    found = [_sink(document, ("alert", "sinks", i), item, problems) for i, item in enumerate(items)]
+    return tuple(sink for sink in found if sink is not None)
+
+
+def _sink(
+    document: Document, path: tuple[str | int, ...], item: Any, problems: list[Problem]
+) -> SinkSettings | None:
+    kind: Any = item
+    options: Any = None
+    if isinstance(item, dict) and len(item) == 1:
+        kind, options = next(iter(item.items()))
+    if not isinstance(kind, str) or kind not in _SINK_OPTIONS:
+        hint = nearest(str(kind), _SINK_OPTIONS)
+        problems.append(Problem(document.mark(path), f"unknown sink {kind!r}", hint))
+        return None
+    cls = _SINK_OPTIONS[kind]
+    name = cast(SinkKind, kind)
+    if cls is None:
+        return SinkSettings(name)
+    if cls is JsonlSettings and isinstance(options, str):
+        return SinkSettings(name, JsonlSettings(options))
+    place = Document({"options": options or {}}, _moved(document, (*path, kind)), document.file)
+    try:
+        return SinkSettings(name, bind(place, cls, ("options",)))
+    except ConfigurationError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _moved(document: Document, old: tuple[str | int, ...]) -> dict[tuple[str | int, ...], Any]:
+    """The marks under ``old``, re-rooted at ``options``."""
+    size = len(old)
+    return {
+        ("options", *path[size:]): m for path, m in document.marks.items() if path[:size] == old
+    }

@@ -1,0 +1,156 @@
+"""Safe YAML with places: plain values beside a map from key path to file:line:column.
+
+Aliases, duplicate keys, oversize and over-deep files are refused, so that no document can expand
+into more than its own size (YAML 1.1 as PyYAML's C loader reads it).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nae_monitor.errors import ConfigurationError, Mark, Problem
+
+KeyPath = tuple[str | int, ...]
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 32
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document: its plain value, and where each key path stands in the file."""
+
+    value: Any
+    marks: Mapping[KeyPath, Mark]
+    file: str
+
+    def mark(self, path: KeyPath = ()) -> Mark:
+        """The place of ``path``, or of its nearest ancestor that has one."""
+        while path and path not in self.marks:
+            path = path[:-1]
+        return self.marks.get(path, Mark(self.file))
+
+
+def read_documents(path: Path | str, text: str | None = None) -> list[Document]:
+    """Read every document of a YAML stream.
+
+    Args:
+        path: the file, or the name to show in errors when ``text`` is given.
+        text: the content, if it does not come from the file.
+
+    Raises:
+        ConfigurationError: unreadable, oversize, broken, aliased, over-deep or duplicate keys.
+    """
+    name = str(path)
+    content = _read(Path(path)) if text is None else text
+    if len(content) > MAX_FILE_BYTES:
+        raise _error(Mark(name), f"larger than {MAX_FILE_BYTES} bytes", "split the file")
+    loader = _Loader(content)
+    documents: list[Document] = []
+    try:
+        _refuse_aliases(content, name)
+        while loader.check_node():
+            marks: dict[KeyPath, Mark] = {}
+            value = _plain(loader, loader.get_node(), (), name, marks)
+            documents.append(Document(value, marks, name))
+    except yaml.YAMLError as error:
+        raise _broken(error, name) from error
+    except RecursionError as error:
+        raise _error(Mark(name), "nested too deeply", f"at most {MAX_DEPTH} levels") from error
+    finally:
+        loader.dispose()
+    return documents
+
+
+def read_document(path: Path | str, text: str | None = None) -> Document:
+    """Read a file that must hold exactly one document; errors as :func:`read_documents`."""
+    documents = read_documents(path, text)
+    if len(documents) != 1:
+        raise _error(Mark(str(path)), f"holds {len(documents)} documents, not one", "")
+    return documents[0]
+
+
+def unknown_keys(document: Document, path: KeyPath, known: Iterable[str]) -> list[Problem]:
+    """A problem for each key of the mapping at ``path`` that is not in ``known``."""
+    value = document.value
+    for step in path:
+        value = value[step]
+    names = list(known)
+    return [
+        Problem(document.mark((*path, key)), f"unknown key {key!r}", nearest(str(key), names))
+        for key in value
+        if key not in names
+    ]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint naming the likeliest intended key, or every key where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _error(Mark(str(path)), f"larger than {MAX_FILE_BYTES} bytes", "split the file")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _error(Mark(str(path)), f"cannot be read: {error.strerror}", "") from error
+    except UnicodeDecodeError as error:
+        raise _error(Mark(str(path)), "is not UTF-8", "save it as UTF-8") from error
+
+
+def _refuse_aliases(content: str, name: str) -> None:
+    depth = 0
+    for event in yaml.parse(content, Loader=_Loader):
+        mark: Any = event.start_mark
+        place = Mark(name, mark.line + 1, mark.column + 1)
+        if isinstance(event, yaml.AliasEvent):
+            raise _error(place, "YAML aliases are not allowed", "write the value out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _error(place, "nested too deeply", f"at most {MAX_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _plain(loader: Any, node: Any, path: KeyPath, name: str, marks: dict[KeyPath, Mark]) -> Any:
+    place = Mark(name, node.start_mark.line + 1, node.start_mark.column + 1)
+    marks.setdefault(path, place)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _plain(loader, child, (*path, i), name, marks) for i, child in enumerate(node.value)
+        ]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key_place = Mark(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _error(key_place, "keys must be plain text", "")
+        key = str(key_node.value)
+        if key in result:
+            raise _error(key_place, f"duplicate key {key!r}", "remove one")
+        marks[(*path, key)] = key_place
+        result[key] = _plain(loader, value_node, (*path, key), name, marks)
+    return result
+
+
+def _broken(error: yaml.YAMLError, name: str) -> ConfigurationError:
+    mark = getattr(error, "problem_mark", None)
+    place = Mark(name, mark.line + 1, mark.column + 1) if mark else Mark(name)
+    problem = getattr(error, "problem", None) or str(error)
+    return _error(place, f"is not valid YAML: {problem}", "")
+
+
+def _error(where: Mark, message: str, mend: str) -> ConfigurationError:
+    return ConfigurationError([Problem(where, message, mend)])
