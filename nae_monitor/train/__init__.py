@@ -1,0 +1,1 @@
+"""Train and evaluate an NLA pair: corpus, activations, targets, AR, AV, controls, export."""
