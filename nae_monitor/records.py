@@ -85,7 +85,8 @@ class Request:
     tenant: str | None = None
     trace: TraceRef | None = None
     started_unix_ns: int = 0
-    attributes: Mapping[str, str] = EMPTY  # further request.KEY fields for rules
+    # further request.KEY fields for rules
+    attributes: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -163,11 +164,12 @@ class Transcript:
     """What was said around one token: the visible text a rule may compare against.
 
     ``output`` is the completion up to and including the judged token, so that a live judgement
-    and its replay see the same text whenever they run.
+    and its replay see the same text whenever they run. None: unknown or withheld, which no rule
+    may take for "not said".
     """
 
-    prompt: str
-    output: str
+    prompt: str | None
+    output: str | None
 
 
 @dataclass(frozen=True, slots=True)
