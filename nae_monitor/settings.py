@@ -36,6 +36,7 @@ class NlaSettings:
     temperature: float = 0.0  # 0: greedy
     seed: int = 0
     timeout_s: float = 30.0  # remote engines: deadline of one decode batch, retries included
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # torch engine and reconstructor
 
     def __post_init__(self) -> None:
         name, _, url = self.engine.partition(":")

@@ -1,0 +1,39 @@
+"""decode: the Natural Language Autoencoder, from checkpoint contract to measured explanations."""
+
+from nae_monitor.decode.checkpoint import open_ar, open_av, open_pair
+from nae_monitor.decode.contract import (
+    ArCheckpoint,
+    ArContract,
+    AvCheckpoint,
+    AvContract,
+    FidelityReference,
+)
+from nae_monitor.decode.fidelity import Fidelity, fve, measure
+from nae_monitor.decode.nla import Decoder, Nla, load_nla
+from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
+from nae_monitor.decode.vectors import VectorScreen, check_vectors, screen_vectors
+from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer
+
+__all__ = [
+    "ArCheckpoint",
+    "ArContract",
+    "AvCheckpoint",
+    "AvContract",
+    "Decoder",
+    "Fidelity",
+    "FidelityReference",
+    "Nla",
+    "Reconstructor",
+    "VectorScreen",
+    "Verbalizer",
+    "check_vectors",
+    "fve",
+    "load_nla",
+    "load_reconstructor",
+    "load_verbalizer",
+    "measure",
+    "open_ar",
+    "open_av",
+    "open_pair",
+    "screen_vectors",
+]

@@ -1,0 +1,177 @@
+"""The verbalizer in this process: batched decoding on a key-value cache.
+
+All prompts have the same length, so nothing is padded; rows that end leave the batch at once.
+
+The same text whatever the batch: floating-point results differ in the last bits with the shape
+of a batch, which may flip a near tie. So wherever the best two scores lie closer than
+``NEAR_TIE`` times the largest logit (measured noise between batch shapes: 1e-6 to 4e-6), the row
+is scored again alone, from the start and without a cache, and that answer counts. A decision is
+then either far outside the noise or always taken on the same shape. This holds in float32, where
+it is tested; in half precision the noise is of the size of ordinary gaps and ties are left as
+they fall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from nae_monitor.decode.prompts import CLOSE_TAG, Generation, PromptBatch, Sampling
+
+NEAR_TIE = 1e-4
+_TAIL_TOKENS = 2 * len(CLOSE_TAG)  # no tokenizer spells the closing tag in more
+
+
+@dataclass(slots=True)
+class _Row:
+    """One text being written."""
+
+    index: int
+    prompt: torch.Tensor  # [T, d]
+    noise: torch.Generator | None
+    ids: list[int] = field(default_factory=list)
+
+
+class TorchEngine:
+    """Generates with a transformers causal LM.
+
+    Args:
+        model: the verbalizer, in evaluation mode.
+        tokenizer: its tokenizer.
+        batch_size: how many prompts run at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._embed = model.get_input_embeddings()
+        self._device = self._embed.weight.device
+        self._dtype = self._embed.weight.dtype
+        self._stop_ids = _stop_ids(model, tokenizer)
+        self._near_tie = NEAR_TIE if self._dtype == torch.float32 else 0.0
+
+    def prompt_rows(self, token_ids: tuple[int, ...]) -> torch.Tensor:
+        """Embeddings of ``token_ids`` as the first block sees them, [T, d] float32."""
+        with torch.inference_mode():
+            rows: torch.Tensor = self._embed(torch.tensor(token_ids, device=self._device))
+        return rows.float().cpu()
+
+    def generate(self, prompts: PromptBatch, sampling: Sampling) -> list[Generation]:
+        """See :class:`nae_monitor.decode.engines.Engine`; never raises EngineError."""
+        done: dict[int, Generation] = {}
+        with torch.inference_mode():
+            for start in range(0, len(prompts), self._batch_size):
+                stop = min(start + self._batch_size, len(prompts))
+                rows = [self._row(prompts, i, sampling) for i in range(start, stop)]
+                self._run(rows, prompts.shared_tokens, sampling, done)
+        return [done[i] for i in range(len(prompts))]
+
+    def _row(self, prompts: PromptBatch, index: int, sampling: Sampling) -> _Row:
+        prompt = prompts.embeddings[index].to(self._device, self._dtype)
+        if sampling.is_greedy:
+            return _Row(index, prompt, None)
+        return _Row(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
+
+    def _run(
+        self, rows: list[_Row], shared: int, sampling: Sampling, done: dict[int, Generation]
+    ) -> None:
+        cache = DynamicCache(config=self._model.config)
+        logits = self._prefill(rows, shared, cache)
+        while True:
+            ids = self._choose(logits, rows, sampling)
+            for row, token_id in zip(rows, ids, strict=True):
+                row.ids.append(token_id)
+            alive = [i for i, row in enumerate(rows) if not self._ends(row, sampling)]
+            if len(alive) < len(rows):
+                kept = set(alive)
+                done |= {r.index: self._finish(r) for i, r in enumerate(rows) if i not in kept}
+                rows = [rows[i] for i in alive]
+                if not rows:
+                    return
+                cache.batch_select_indices(torch.tensor(alive, device=self._device))
+            last = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
+            output = self._model(
+                input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            logits = output.logits[:, -1].float()
+
+    def _prefill(self, rows: list[_Row], shared: int, cache: Any) -> torch.Tensor:
+        """Run the prompts; what stands before the marker is the same in all and runs once."""
+        if shared:
+            self._model(
+                inputs_embeds=rows[0].prompt[None, :shared],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache.batch_repeat_interleave(len(rows))
+        output = self._model(
+            inputs_embeds=torch.stack([row.prompt[shared:] for row in rows]),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _choose(self, logits: torch.Tensor, rows: list[_Row], sampling: Sampling) -> list[int]:
+        """The next token of each row: the largest logit, or largest logit plus Gumbel noise.
+
+        Adding Gumbel noise and taking the largest draws from the softmax exactly, and lets the
+        near-tie rule serve both modes.
+        """
+        noise = _noise(rows, logits) * sampling.temperature
+        best = (logits + noise).topk(2, dim=1)
+        margins = best.values[:, 0] - best.values[:, 1]
+        close = margins < self._near_tie * logits.abs().amax(dim=1)
+        ids: list[int] = best.indices[:, 0].tolist()
+        for i in close.nonzero().flatten().tolist():
+            ids[i] = int((self._score_alone(rows[i]) + noise[i]).argmax())
+        return ids
+
+    def _score_alone(self, row: _Row) -> torch.Tensor:
+        """Logits [vocabulary] of one row by itself, from its first token."""
+        written = self._embed(torch.tensor(row.ids, dtype=torch.long, device=self._device))
+        whole = torch.cat([row.prompt, written])[None]
+        output = self._model(inputs_embeds=whole, use_cache=False, logits_to_keep=1)
+        logits: torch.Tensor = output.logits[0, -1].float()
+        return logits
+
+    def _ends(self, row: _Row, sampling: Sampling) -> bool:
+        if row.ids[-1] in self._stop_ids or len(row.ids) >= sampling.max_new_tokens:
+            return True
+        return CLOSE_TAG in self._text(row.ids[-_TAIL_TOKENS:])
+
+    def _finish(self, row: _Row) -> Generation:
+        ids = row.ids[:-1] if row.ids[-1] in self._stop_ids else row.ids
+        return Generation(self._text(ids), len(row.ids))
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise from each row's own generator, like ``logits``; zeros when greedy."""
+    noise = torch.zeros(logits.shape)
+    for i, row in enumerate(rows):
+        if row.noise is not None:
+            noise[i].exponential_(generator=row.noise).clamp_(min=1e-30).log_().neg_()
+    return noise.to(logits.device)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids of the tokenizer and of the generation configuration."""
+    found: set[int] = set()
+    for value in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(int(v) for v in value)
+    return frozenset(found)
