@@ -59,9 +59,27 @@ def render(tokenizer: Any, document: TrainingDocument, prompt_tokens: int) -> li
     )
 
 
+def opening_tokens(tokenizer: Any) -> int:
+    """How many tokens every rendered conversation shares before the user's first word."""
+    rendered = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        for text in ("alpha", "Zebra")
+    ]
+    return next(
+        (i for i, (a, b) in enumerate(zip(*rendered, strict=False)) if a != b), len(rendered[0])
+    )
+
+
 @torch.inference_mode()
 def reply(
-    model: Any, tokenizer: Any, documents: Sequence[tuple[TrainingDocument, str]],
+    model: Any,
+    tokenizer: Any,
+    documents: Sequence[tuple[TrainingDocument, str]],
     options: CollectOptions,
 ) -> list[Conversation]:
     """Generate greedy replies for one batch of documents."""
@@ -71,8 +89,11 @@ def reply(
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     out = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
-        max_new_tokens=options.reply_tokens, pad_token_id=pad,
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        do_sample=False,
+        max_new_tokens=options.reply_tokens,
+        pad_token_id=pad,
     )
     conversations = []
     stop = tokenizer.eos_token_id
@@ -84,13 +105,19 @@ def reply(
 
 
 def choose_positions(
-    conversation: Conversation, special: frozenset[int], options: CollectOptions,
+    conversation: Conversation,
+    special: frozenset[int],
+    opening: int,
+    options: CollectOptions,
     rng: np.random.Generator,
 ) -> list[int]:
-    """Positions to keep: content of prompt and reply mostly, one in eight from the template."""
+    """Positions to keep: content of prompt and reply mostly, one in eight from the template.
+
+    The first ``opening`` tokens are the same in every conversation and count as template.
+    """
     ids = conversation.token_ids
     eligible = range(options.min_position, len(ids))
-    content = [p for p in eligible if is_content(ids, p, special)]
+    content = [p for p in eligible if p >= opening and is_content(ids, p, special)]
     other = [p for p in eligible if p not in set(content)]
     chosen: set[int] = set()
     while len(chosen) < min(options.positions_per_document, len(eligible)):
@@ -108,7 +135,9 @@ def is_content(token_ids: Sequence[int], position: int, special: frozenset[int])
 
 @torch.inference_mode()
 def measure(
-    model: Any, conversations: Sequence[Conversation], positions: Sequence[Sequence[int]],
+    model: Any,
+    conversations: Sequence[Conversation],
+    positions: Sequence[Sequence[int]],
     options: CollectOptions,
 ) -> tuple[list[torch.Tensor], list[list[list[int]]]]:
     """Vectors [p, d] float32 and greedy continuations [p][NEXT_TOKENS] of each conversation."""
@@ -131,8 +160,11 @@ def measure(
         for step in range(1, NEXT_TOKENS):
             mask = _branch_mask(at, width, step, vectors.dtype, device)
             out = model.model(
-                input_ids=token, position_ids=at + step, attention_mask=mask,
-                past_key_values=cache, use_cache=True,
+                input_ids=token,
+                position_ids=at + step,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
             )
             token = model.lm_head(out.last_hidden_state).argmax(-1)
             tokens.append(token)
@@ -155,23 +187,33 @@ def _branch_mask(
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _precision(options: CollectOptions, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def _precision(
+    options: CollectOptions, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
     if options.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def write_shard(
-    path: Path, conversations: Sequence[Conversation], positions: Sequence[Sequence[int]],
-    vectors: Sequence[torch.Tensor], following: Sequence[list[list[int]]],
+    path: Path,
+    conversations: Sequence[Conversation],
+    positions: Sequence[Sequence[int]],
+    vectors: Sequence[torch.Tensor],
+    following: Sequence[list[list[int]]],
     special: frozenset[int],
 ) -> None:
     """Write one shard atomically; ``activation_vector`` is float16 [d], as in recordings."""
     rows = [
         {
-            "digest": c.document.digest, "source": c.document.source, "theme": c.document.theme,
-            "split": c.split, "position": p, "phase": _phase(c, p),
-            "content": is_content(c.token_ids, p, special), "token_id": c.token_ids[p],
+            "digest": c.document.digest,
+            "source": c.document.source,
+            "theme": c.document.theme,
+            "split": c.split,
+            "position": p,
+            "phase": _phase(c, p),
+            "content": is_content(c.token_ids, p, special),
+            "token_id": c.token_ids[p],
             "last_ids": list(c.token_ids[max(0, p - CONTEXT_TOKENS + 1) : p + 1]),
             "next_ids": following[i][j],
             "reply_ids": list(c.token_ids[c.prompt_tokens : p + 1]),
@@ -193,8 +235,14 @@ def _phase(conversation: Conversation, position: int) -> str:
 
 
 def collect(
-    model: Any, tokenizer: Any, documents: Sequence[tuple[TrainingDocument, str]],
-    directory: Path, options: CollectOptions, *, seed: int, reply_model: Any | None = None,
+    model: Any,
+    tokenizer: Any,
+    documents: Sequence[tuple[TrainingDocument, str]],
+    directory: Path,
+    options: CollectOptions,
+    *,
+    seed: int,
+    reply_model: Any | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Collect every batch that has no shard yet; yields (batches done, batches in all).
 
@@ -207,6 +255,7 @@ def collect(
     size = options.batch_size
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     special = frozenset(tokenizer.all_special_ids)
+    opening = opening_tokens(tokenizer)
     order = np.random.default_rng(seed).permutation(len(batches)).tolist()
     for done, number in enumerate(order):
         batch = batches[number]
@@ -214,7 +263,7 @@ def collect(
         if not path.exists():
             rng = np.random.default_rng([seed, number])
             conversations = reply(reply_model or model, tokenizer, batch, options)
-            positions = [choose_positions(c, special, options, rng) for c in conversations]
+            positions = [choose_positions(c, special, opening, options, rng) for c in conversations]
             vectors, following = measure(model, conversations, positions, options)
             write_shard(path, conversations, positions, vectors, following, special)
         yield done + 1, len(batches)

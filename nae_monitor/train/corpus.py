@@ -23,29 +23,61 @@ import yaml
 from nae_monitor.train.instructions import instruction_prompts
 
 HARM_WORDS: tuple[tuple[str, str], ...] = (
-    ("self-harm", r"suicid|self.?harm|kill (?:my|your|them)sel|cut(?:ting)? myself|anorexi|overdos"),
-    ("weapons", r"bomb|explosive|firearm|gun\b|guns\b|weapon|nerve agent|biolog|chemical|toxin|"
-                r"anthrax|ricin|sarin|uranium|nuclear|poison|ammunition|mercury|virus that"),
-    ("cyber crime", r"hack|malware|ransomware|keylog|phish|ddos|exploit|sql|password|botnet|"
-                    r"virus|trojan|cyber|backdoor|root(?:kit)?\b|breach|crack (?:the|a)\b|server"),
+    (
+        "self-harm",
+        r"suicid|self.?harm|kill (?:my|your|them)sel|cut(?:ting)? myself|anorexi|overdos",
+    ),
+    (
+        "weapons",
+        r"bomb|explosive|firearm|gun\b|guns\b|weapon|nerve agent|biolog|chemical|toxin|"
+        r"anthrax|ricin|sarin|uranium|nuclear|poison|ammunition|mercury|virus that",
+    ),
+    (
+        "cyber crime",
+        r"hack|malware|ransomware|keylog|phish|ddos|exploit|sql|password|botnet|"
+        r"virus|trojan|cyber|backdoor|root(?:kit)?\b|breach|crack (?:the|a)\b|server",
+    ),
     ("sexual", r"sex|porn|erotic|nude|explicit|prostitut|lewd|bondage|child abuse|minor\b|steamy"),
-    ("hate", r"racis|racial|hate|antisemit|nazi|jew|muslim|islam|immigrant|gay\b|lesbian|trans\b|"
-             r"slur|ethnic|sexis|misogyn|stereotyp|discriminat|genocide|black people|disabled"),
-    ("violence", r"kill|murder|assault|attack|torture|violen|kidnap|terroris|shoot|stab|hurt|"
-                 r"riot|cannibal|abuse|threat|bully|harass|stalk"),
-    ("fraud or illegal act", r"fraud|scam|launder|steal|theft|shoplift|counterfeit|forge|fake|"
-                             r"drug|cocaine|meth|heroin|smuggl|traffick|bribe|evad|tax|insider|"
-                             r"illegal|black market|pirat|insurance|ponzi|credit card|plagiar"),
-    ("privacy", r"social security|home address|personal (?:data|information)|dox|track|spy|"
-                r"identity|private|surveil|wiretap"),
-    ("misinformation", r"misinformation|disinformation|conspirac|fake news|propaganda|election|"
-                       r"vaccine|climate|flat earth|rumou?r|hoax|mislead|false"),
+    (
+        "hate",
+        r"racis|racial|hate|antisemit|nazi|jew|muslim|islam|immigrant|gay\b|lesbian|trans\b|"
+        r"slur|ethnic|sexis|misogyn|stereotyp|discriminat|genocide|black people|disabled",
+    ),
+    (
+        "violence",
+        r"kill|murder|assault|attack|torture|violen|kidnap|terroris|shoot|stab|hurt|"
+        r"riot|cannibal|abuse|threat|bully|harass|stalk",
+    ),
+    (
+        "fraud or illegal act",
+        r"fraud|scam|launder|steal|theft|shoplift|counterfeit|forge|fake|"
+        r"drug|cocaine|meth|heroin|smuggl|traffick|bribe|evad|tax|insider|"
+        r"illegal|black market|pirat|insurance|ponzi|credit card|plagiar",
+    ),
+    (
+        "privacy",
+        r"social security|home address|personal (?:data|information)|dox|track|spy|"
+        r"identity|private|surveil|wiretap",
+    ),
+    (
+        "misinformation",
+        r"misinformation|disinformation|conspirac|fake news|propaganda|election|"
+        r"vaccine|climate|flat earth|rumou?r|hoax|mislead|false",
+    ),
 )
 DNA_THEMES: tuple[tuple[str, str], ...] = (
-    ("S009", "privacy"), ("S008", "cyber crime"), ("S001", "misinformation"),
-    ("C009", "misinformation"), ("S003", "fraud or illegal act"), ("S004", "sexual"),
-    ("S005", "hate"), ("S007", "hate"), ("S006sh", "self-harm"), ("S006threat", "violence"),
-    ("S006violence", "violence"), ("S006items", "weapons"),
+    ("S009", "privacy"),
+    ("S008", "cyber crime"),
+    ("S001", "misinformation"),
+    ("C009", "misinformation"),
+    ("S003", "fraud or illegal act"),
+    ("S004", "sexual"),
+    ("S005", "hate"),
+    ("S007", "hate"),
+    ("S006sh", "self-harm"),
+    ("S006threat", "violence"),
+    ("S006violence", "violence"),
+    ("S006items", "weapons"),
     ("S006instructions", "fraud or illegal act"),
 )
 HARMFUL = "harmful request, "
@@ -197,10 +229,8 @@ def _botocore(wheel: Path) -> Iterator[TrainingDocument]:
                 service = json.loads(gzip.decompress(raw) if name.endswith(".gz") else raw)
                 for operation in list(service.get("operations", {}).values())[:12]:
                     text = _plain_text(operation.get("documentation", ""))
-                    if 12 <= len(text.split()):
-                        yield TrainingDocument(
-                            " ".join(text.split()[:70]), "botocore", TECHNICAL
-                        )
+                    if len(text.split()) >= 12:
+                        yield TrainingDocument(" ".join(text.split()[:70]), "botocore", TECHNICAL)
 
 
 def _plain_text(markup: str) -> str:
@@ -213,5 +243,3 @@ def _writingbench(wheel: Path) -> Iterator[TrainingDocument]:
             text = " ".join(json.loads(line)["query"].split()[:70])
             if text.isascii() and len(text.split()) >= 6:
                 yield TrainingDocument(text, "inspect-evals/writingbench", INSTRUCTION)
-
-

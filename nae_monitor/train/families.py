@@ -53,9 +53,7 @@ def family_ids(texts: Sequence[str]) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
-def assign_splits(
-    texts: Sequence[str], *, validation_share: float, test_share: float
-) -> list[str]:
+def assign_splits(texts: Sequence[str], *, validation_share: float, test_share: float) -> list[str]:
     """``train``, ``validation`` or ``test`` for each text; a family is never divided.
 
     The choice hashes the family's smallest text digest, so adding documents moves no other.

@@ -1,0 +1,155 @@
+"""Train the activation verbalizer: vector in, explanation out.
+
+The vector replaces one token embedding of a fixed chat prompt, rescaled to ``injection_scale``;
+the loss is the cross-entropy of the explanation that follows (supervised stage of the NLA
+recipe). Loss weights lift the spans that only the vector can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from nae_monitor.train.batches import padded
+from nae_monitor.train.targets import Target
+
+OPEN, CLOSE = "<explanation>", "</explanation>"
+MARKER = "█"
+AV_TEMPLATE = "Explain <v>{injection_char}</v>"
+AV_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AvPrompt:
+    """The fixed prompt and where the vector goes."""
+
+    token_ids: tuple[int, ...]
+    marker: int  # index of the injected position
+    injection_scale: float
+
+    @property
+    def neighbours(self) -> tuple[int, int]:
+        """Ids to the left and right of the marker."""
+        return self.token_ids[self.marker - 1], self.token_ids[self.marker + 1]
+
+
+def av_prompt(tokenizer: Any, injection_scale: float) -> AvPrompt:
+    """Render the prompt once; ``tokenizer`` must carry the AV's chat template."""
+    content = AV_TEMPLATE.format(injection_char=MARKER)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    marker_id = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(MARKER))
+    if len(marker_id) != 1 or ids.count(marker_id[0]) != 1:
+        raise ValueError("the marker must be one token that appears once in the prompt")
+    return AvPrompt(tuple(ids), ids.index(marker_id[0]), injection_scale)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AvExamples:
+    """Token ids of each explanation with its loss weights."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each explanation, tags included."""
+        return [len(ids) for ids in self.token_ids]
+
+
+def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: float) -> AvExamples:
+    """Tokenise explanations; tokens of the quoted last words and continuation weigh more."""
+    eos = tokenizer.eos_token_id
+    texts = [f"{OPEN}{t.text}{CLOSE}" for t in targets]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[tuple[int, ...]] = []
+    weights: list[tuple[float, ...]] = []
+    for text, target, row, offsets in zip(
+        texts, targets, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        start = len(OPEN) + len(target.theme)
+        stop = len(text) - len(CLOSE)
+        ids.append((*row, eos))
+        weights.append((*(span_weight if start < end <= stop else 1.0 for _, end in offsets), 1.0))
+    return AvExamples(tuple(ids), tuple(weights))
+
+
+def inject(embeddings: torch.Tensor, vectors: torch.Tensor, prompt: AvPrompt) -> torch.Tensor:
+    """Overwrite the marker's embedding of each row [b, t, d] with its rescaled vector [b, d]."""
+    scaled = vectors * (prompt.injection_scale / vectors.norm(dim=-1, keepdim=True))
+    result = embeddings.clone()
+    result[:, prompt.marker] = scaled.to(embeddings.dtype)
+    return result
+
+
+def token_losses(
+    model: Any, prompt: AvPrompt, vectors: torch.Tensor, token_ids: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each explanation token [b, t] and the mask [b, t] of real tokens."""
+    ids, mask = padded(token_ids, pad=0)
+    ids, mask = ids.to(vectors.device), mask.to(vectors.device)
+    fixed = torch.tensor(prompt.token_ids, device=vectors.device).expand(len(ids), -1)
+    embeddings = model.get_input_embeddings()(torch.cat([fixed, ids[:, :-1]], dim=1))
+    hidden = _trunk(model)(
+        inputs_embeds=inject(embeddings, vectors, prompt), use_cache=False
+    ).last_hidden_state[:, len(prompt.token_ids) - 1 :]
+    real = mask.bool()
+    logits = model.get_output_embeddings()(hidden[real])
+    losses = torch.zeros(ids.shape, device=vectors.device)
+    losses[real] = cross_entropy(logits.float(), ids[real], reduction="none")
+    return losses, real
+
+
+def _trunk(model: Any) -> nn.Module:
+    """The decoder without its LM head, adapters included."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model  # type: ignore[no-any-return]
+
+
+def weighted_loss(
+    losses: torch.Tensor, real: torch.Tensor, weights: Sequence[Sequence[float]]
+) -> torch.Tensor:
+    """Mean of the losses under the span weights."""
+    w = torch.zeros_like(losses)
+    for i, row in enumerate(weights):
+        w[i, : len(row)] = torch.tensor(row, device=losses.device)
+    w = w * real
+    return (losses * w).sum() / w.sum()
+
+
+@torch.no_grad()
+def validation_loss(
+    model: Any, prompt: AvPrompt, vectors: torch.Tensor, examples: AvExamples, batch_size: int = 64
+) -> float:
+    """Mean cross-entropy per explanation token, closing tag included, opening tag left out."""
+    total, count = 0.0, 0
+    for rows in _chunks(len(examples.token_ids), batch_size):
+        losses, real = token_losses(
+            model, prompt, vectors[rows], [examples.token_ids[i] for i in rows]
+        )
+        kept = real.clone()
+        kept[:, :OPEN_TOKENS] = False
+        total += float(losses[kept].sum())
+        count += int(kept.sum())
+    return total / count
+
+
+OPEN_TOKENS = 4  # "<explanation>" is always the same and would only dilute the loss
+
+
+def _chunks(size: int, step: int) -> Iterator[list[int]]:
+    for start in range(0, size, step):
+        yield list(range(start, min(size, start + step)))

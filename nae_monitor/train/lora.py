@@ -1,0 +1,115 @@
+"""Low-rank adapters on a frozen base (Hu et al. 2021), through peft, with resumable state.
+
+The optimizer state is saved as safetensors, so that resuming never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """Shape of the adapters and of their training."""
+
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 4e-4
+    batch_size: int = 32
+    warmup_steps: int = 50
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def add_adapters(model: nn.Module, options: LoraOptions) -> Any:
+    """Wrap every linear layer of ``model`` with trainable adapters in float32."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        target_modules=LINEAR_LAYERS,
+        bias="none",
+        lora_dropout=0.0,
+    )
+    return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def precision(model: nn.Module, device: torch.device, reduced: bool) -> Iterator[None]:
+    """Run in bfloat16 where the machine multiplies it natively, float32 elsewhere."""
+    if not reduced:
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model), torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run natively (AVX512-BF16, AMX, or a GPU that has them)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def schedule(step: int, total: int, options: LoraOptions) -> float:
+    """Learning rate at ``step``: linear warm-up, then a cosine down to a tenth."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    done = (step - options.warmup_steps) / max(1, total - options.warmup_steps)
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(min(1.0, done) * torch.pi)).item())
+    return options.learning_rate * (0.1 + 0.9 * cosine)
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write parameters and Adam moments atomically."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in trainable(model).items():
+        tensors[f"parameter.{name}"] = parameter.detach().cpu().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"moment.{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"state": json.dumps({"step": step})})
+    temporary.replace(path)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
+    """Restore what :func:`save_state` wrote; returns the step to go on from."""
+    parameters = trainable(model)
+    with safe_open(path, framework="pt") as file:
+        step = int(json.loads(file.metadata()["state"])["step"])
+        names = set(file.keys())
+        for name, parameter in parameters.items():
+            parameter.data.copy_(file.get_tensor(f"parameter.{name}"))
+            if optimizer is None:
+                continue
+            state = {
+                key: file.get_tensor(f"moment.{key}.{name}")
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"moment.{key}.{name}" in names
+            }
+            if state:
+                optimizer.state[parameter] = {
+                    k: v.to(parameter.device) if k != "step" else v for k, v in state.items()
+                }
+    return step

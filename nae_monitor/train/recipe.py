@@ -1,0 +1,60 @@
+"""One YAML file holds a recipe: corpus, collection, both trainings, export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from nae_monitor.binding import bind
+from nae_monitor.strict_yaml import read_document
+from nae_monitor.train.collect import CollectOptions
+from nae_monitor.train.lora import LoraOptions
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusOptions:
+    """Which documents, and how they are split."""
+
+    chat_limit: int = 3000
+    technical_limit: int = 1000
+    validation_share: float = 0.03
+    test_share: float = 0.06
+    out_of_distribution: tuple[str, ...] = ("inspect-evals/writingbench",)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfOptions:
+    """Training of one half of the pair."""
+
+    steps: int
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    evaluate_every: int = 100
+    save_every: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that determines a pair."""
+
+    nla_id: str
+    target: str
+    collect: CollectOptions
+    av: HalfOptions
+    ar: HalfOptions
+    seed: int = 0
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    scale_quantile: float = 0.75  # injection_scale = this quantile of |h|
+    reference_vectors: int = 512  # the bank that ranks are counted in
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> Recipe:
+        """Read a recipe file, or a shipped one by name (``smollm2-135m-cpu``).
+
+        Raises:
+            ConfigurationError: every problem of the file.
+        """
+        shipped = resources.files("nae_monitor.train") / "recipes" / f"{path}.yaml"
+        if not Path(path).exists() and shipped.is_file():
+            return bind(read_document(str(shipped), shipped.read_text()), cls)
+        return bind(read_document(path), cls)

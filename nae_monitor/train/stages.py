@@ -1,0 +1,121 @@
+"""The two training stages of a pair, from collected examples to resumable states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nae_monitor.train import ar, av, lora
+from nae_monitor.train.batches import padded
+from nae_monitor.train.dataset import Examples
+from nae_monitor.train.fit import FitOptions, Report, fit
+from nae_monitor.train.lora import LoraOptions
+
+SPAN_WEIGHT = 2.0
+AR_CONTRAST = 0.1
+
+
+def unit_mean(vectors: torch.Tensor) -> torch.Tensor:
+    """m, the mean [d] of the unit vectors, not re-normalised."""
+    return torch.nn.functional.normalize(vectors, dim=-1).mean(0)
+
+
+def train_av(
+    model: Any,
+    tokenizer: Any,
+    train: Examples,
+    validation: Examples,
+    directory: Path,
+    options: LoraOptions,
+    fit_options: FitOptions,
+    *,
+    injection_scale: float,
+    reduced: bool,
+    report: Report,
+) -> Any:
+    """Train the verbalizer's adapters; returns the wrapped model."""
+    model = lora.add_adapters(model, options)
+    device = next(model.parameters()).device
+    prompt = av.av_prompt(tokenizer, injection_scale)
+    examples = av.encode_targets(tokenizer, train.targets, span_weight=SPAN_WEIGHT)
+    held_out = av.encode_targets(tokenizer, validation.targets, span_weight=SPAN_WEIGHT)
+    shuffled = validation.vectors[torch.randperm(len(validation), generator=_generator(1))]
+
+    def step(rows: np.ndarray) -> torch.Tensor:
+        with lora.precision(model, device, reduced):
+            losses, real = av.token_losses(
+                model, prompt, train.vectors[rows].to(device), [examples.token_ids[i] for i in rows]
+            )
+            return av.weighted_loss(losses, real, [examples.weights[i] for i in rows])
+
+    def evaluate() -> dict[str, float]:
+        model.eval()
+        with lora.precision(model, device, reduced):
+            real, other = (
+                av.validation_loss(model, prompt, v.to(device), held_out)
+                for v in (validation.vectors, shuffled)
+            )
+        model.train()
+        return {"validation_loss": real, "validation_loss_shuffled": other, "gap": other - real}
+
+    model.train()
+    fit(model, examples.lengths, step, evaluate, directory, options, fit_options, report)
+    return model
+
+
+def train_ar(
+    model: Any,
+    tokenizer: Any,
+    train: Examples,
+    validation: Examples,
+    directory: Path,
+    options: LoraOptions,
+    fit_options: FitOptions,
+    *,
+    blocks: int,
+    reduced: bool,
+    report: Report,
+) -> ar.Trunk:
+    """Train the reconstructor's adapters and head; returns the trunk."""
+    trunk = ar.Trunk(lora.add_adapters(model, options), blocks)
+    device = trunk.head.weight.device
+    mean = unit_mean(train.vectors[train.content]).to(device)
+    texts = [t.text for t in train.targets]
+    rows_full = ar.encode_explanations(tokenizer, texts)
+    rng = np.random.default_rng(fit_options.seed)
+
+    def step(rows: np.ndarray) -> torch.Tensor:
+        encoded = [rows_full[i] for i in rows]
+        short = rng.random(len(rows)) < 0.15
+        replacements = ar.encode_explanations(
+            tokenizer, [ar.shortened(texts[i], rng) for i in rows[short]]
+        )
+        for place, replacement in zip(np.flatnonzero(short), replacements, strict=True):
+            encoded[place] = replacement
+        ids, mask = padded(encoded, pad=0)
+        with lora.precision(trunk.body, device, reduced):
+            predicted = trunk(ids.to(device), mask.to(device))
+        return ar.ar_loss(predicted, train.vectors[rows].to(device), mean, contrast=AR_CONTRAST)
+
+    def evaluate() -> dict[str, float]:
+        trunk.eval()
+        content = validation.select(validation.content.nonzero().flatten())
+        with lora.precision(trunk.body, device, reduced):
+            predicted = ar.reconstruct(trunk, tokenizer, [t.text for t in content.targets])
+        trunk.train()
+        unit = torch.nn.functional.normalize(content.vectors, dim=-1)
+        guess = torch.nn.functional.normalize(predicted, dim=-1)
+        variance = (unit - mean.cpu()).square().sum(-1).mean()
+        fve = 1 - (unit - guess).square().sum(-1).mean() / variance
+        return {"fve_gold": float(fve), "cosine_gold": float((unit * guess).sum(-1).mean())}
+
+    trunk.train()
+    fit(trunk, [len(r) for r in rows_full], step, evaluate, directory, options, fit_options, report)
+    return trunk
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
