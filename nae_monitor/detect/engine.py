@@ -1,0 +1,122 @@
+"""The judge: every rule of a set against one decoded activation."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Sequence
+
+from nae_monitor.detect.evaluation import Outcome, SemanticAnswerer, evaluate_rule, rate
+from nae_monitor.detect.packs import RuleSet
+from nae_monitor.detect.schema import Rule, Selection
+from nae_monitor.detect.semantic import Comparison, Embedder, Encoder
+from nae_monitor.detect.text import normalise
+from nae_monitor.detect.views import Hit, Subject, View, Views
+from nae_monitor.health import Health
+from nae_monitor.records import Activation, Decoding, Finding, FindingState, Transcript
+
+CACHED_TEXTS = 32  # a request's prompt is normalised once, not once a token
+
+
+class Judge:
+    """Judges decodings by a rule set.
+
+    The same rules, encoder and input give the same findings in the same order, whatever was
+    judged before. Nothing passes out of :meth:`judge`: a rule that fails is counted and undecided.
+    Safe to call from several threads.
+
+    Args:
+        rule_set: rules from :func:`nae_monitor.detect.packs.load_rules`; disabled ones are skipped.
+        encoder: for semantic selections; without one they are unknown.
+        health: where counters go: ``rules.judged``, ``rules.matched``, ``rules.undecided``,
+            ``rules.dropped_low_fidelity``, ``rules.dropped_unscored``.
+
+    Raises:
+        ConfigurationError: the encoder fails on the rules' own exemplars.
+    """
+
+    def __init__(
+        self, rule_set: RuleSet, encoder: Encoder | None = None, health: Health | None = None
+    ) -> None:
+        self.rule_set = rule_set
+        self._health = health or Health()
+        self._rules = [rule for rule in rule_set.rules if rule.enabled]
+        self._semantic = semantic_answerer(self._rules, encoder, self._health)
+        self._normalise = functools.lru_cache(maxsize=CACHED_TEXTS)(normalise)
+
+    def judge(
+        self, activation: Activation, decoding: Decoding, transcript: Transcript
+    ) -> tuple[Finding, ...]:
+        """The rules that match this decoding or cannot say, ordered by rule id."""
+        views = Views(Subject.of(activation, decoding, transcript), self._normalise)
+        found = [
+            self._judge(rule, views, activation, decoding)
+            for rule in self._rules
+            if rule.scope.admits(activation)
+        ]
+        return tuple(finding for finding in found if finding is not None)
+
+    def _judge(
+        self, rule: Rule, views: Views, activation: Activation, decoding: Decoding
+    ) -> Finding | None:
+        self._health.count("rules.judged")
+        outcome = self._outcome(rule, views, activation)
+        if outcome.state is FindingState.NO_MATCH:
+            return None
+        metric = rule.fidelity.metric if rule.fidelity else "fve"
+        rating = rate(rule, getattr(decoding, metric))
+        if rating.dropped:
+            self._health.count(rating.dropped)
+            return None
+        matched = outcome.state is FindingState.MATCH
+        self._health.count("rules.matched" if matched else "rules.undecided")
+        return Finding(
+            request_id=activation.request.request_id,
+            position=activation.position,
+            rule_id=rule.id,
+            rule_name=rule.name,
+            rule_version=rule.version,
+            title=rule.title,
+            severity=rating.severity,
+            state=outcome.state,
+            spans=outcome.spans,
+            undecided=outcome.undecided,
+            fve=decoding.fve,
+            tags=rating.tags,
+            risk_score=rating.risk_score,
+        )
+
+    def _outcome(self, rule: Rule, views: Views, activation: Activation) -> Outcome:
+        component = f"detect.rule.{rule.name}"
+        outcome: Outcome | None = None
+        if not self._health.is_open(component):
+            with self._health.guard(component):
+                day = _day(activation.captured_unix_ns)
+                outcome = evaluate_rule(rule, views, self._semantic, day)
+        return outcome or Outcome(FindingState.UNDECIDED, undecided=("rule: it failed",))
+
+
+def semantic_answerer(
+    rules: Sequence[Rule], encoder: Encoder | None, health: Health
+) -> SemanticAnswerer:
+    """Answers semantic selections by ``encoder``, or as unknown without one."""
+    if encoder is None:
+        return lambda rule, selection, view: ([], "no sentence encoder")
+    embedder = Embedder(encoder, health)
+    comparisons = {
+        (rule.id, name): Comparison.of(matcher, embedder)
+        for rule in rules
+        for name, matcher in rule.semantic_selections()
+    }
+
+    def answer(rule: Rule, selection: Selection, view: View) -> tuple[list[Hit], str]:
+        return comparisons[rule.id, selection.name].find(view.text)
+
+    return answer
+
+
+def _day(unix_ns: int) -> datetime.date | None:
+    """The UTC day of a capture; None where the time is not known."""
+    if unix_ns <= 0:
+        return None
+    return datetime.datetime.fromtimestamp(unix_ns / 1e9, datetime.UTC).date()

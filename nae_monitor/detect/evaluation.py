@@ -1,0 +1,139 @@
+"""One rule against one subject: cheap selections first, and no more than the answer needs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nae_monitor.detect.conditions import (
+    And,
+    Expression,
+    Not,
+    evaluate,
+    names_in,
+    supporting_names,
+)
+from nae_monitor.detect.schema import RISK_BANDS, LowFidelity, Rule, Selection
+from nae_monitor.detect.semantic import SemanticMatcher
+from nae_monitor.detect.views import Hit, Missing, View, Views
+from nae_monitor.records import FindingState, Severity, Span
+
+MAX_SPANS = 32  # of one finding
+LOW_FIDELITY_TAG = "nae.low-fidelity"
+
+# Answers a semantic selection: its hits, and why it is unknown ("" where it is not).
+SemanticAnswerer = Callable[[Rule, Selection, View], tuple[list[Hit], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one selection says. ``matched`` is None where its input was missing (``why``)."""
+
+    matched: bool | None
+    spans: tuple[Span, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one rule says of one subject, before its fidelity gate."""
+
+    state: FindingState
+    spans: tuple[Span, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+def evaluate_rule(
+    rule: Rule, views: Views, semantic: SemanticAnswerer, day: datetime.date | None
+) -> Outcome:
+    """Ask the rule's selections until its condition is decided.
+
+    A condition already false stops there. One already true still asks the text matchers, whose
+    spans an alert shows, and leaves the encoder alone. ``day`` decides which exceptions apply.
+    """
+    expression = _with_exceptions(rule, day)
+    order = {name: index for index, name in enumerate(rule.selections)}
+    answers: dict[str, Answer] = {}
+    truth: bool | None = None
+    for name in sorted(set(names_in(expression)), key=lambda n: (_cost(rule, n), order[n])):
+        if truth is False or (truth and _cost(rule, name) == SemanticMatcher.cost):
+            break
+        answers[name] = _answer(rule, rule.selections[name], views, semantic)
+        truth = _truth(expression, answers)
+    if truth is False:
+        return Outcome(FindingState.NO_MATCH)
+    return _outcome(expression, truth, answers)
+
+
+def _cost(rule: Rule, name: str) -> int:
+    return rule.selections[name].matcher.cost
+
+
+def _truth(expression: Expression, answers: dict[str, Answer]) -> bool | None:
+    return evaluate(expression, {name: answer.matched for name, answer in answers.items()})
+
+
+def _with_exceptions(rule: Rule, day: datetime.date | None) -> Expression:
+    active = [Not(other.when) for other in rule.exceptions if other.applies_on(day)]
+    return And((rule.condition, *active)) if active else rule.condition
+
+
+def _answer(rule: Rule, selection: Selection, views: Views, semantic: SemanticAnswerer) -> Answer:
+    view = views.view(selection.field, selection.quotes, selection.case)
+    if isinstance(view, Missing):
+        return Answer(None, why=view.why)
+    why = ""
+    if isinstance(selection.matcher, SemanticMatcher):
+        hits, why = semantic(rule, selection, view)
+    else:
+        hits = selection.matcher.find(view.text)
+    if hits:
+        return Answer(True, tuple(view.span(selection.name, hit) for hit in hits))
+    if not why and view.truncated:
+        why = f"the {view.field} is longer than is searched"
+    return Answer(None, why=why) if why else Answer(False)
+
+
+def _outcome(expression: Expression, truth: bool | None, answers: dict[str, Answer]) -> Outcome:
+    supporting = supporting_names(expression)
+    spans = sorted(
+        (span for name in supporting if name in answers for span in answers[name].spans),
+        key=lambda span: (span.selection, span.start, span.end),
+    )
+    if truth:
+        return Outcome(FindingState.MATCH, tuple(spans[:MAX_SPANS]))
+    unknown = [f"{n}: {a.why}" for n, a in answers.items() if a.matched is None]
+    return Outcome(FindingState.UNDECIDED, tuple(spans[:MAX_SPANS]), tuple(sorted(unknown)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A finding's weight after the fidelity gate; ``dropped`` names the counter, "" if kept."""
+
+    severity: Severity
+    risk_score: int | None
+    tags: tuple[str, ...]
+    dropped: str = ""
+
+
+def rate(rule: Rule, figure: float | None) -> Rating:
+    """Apply the rule's fidelity gate to the figure of its metric (None: unscored)."""
+    full = Rating(rule.severity, rule.risk_score, rule.tags)
+    gate = rule.fidelity
+    if gate is None or (figure is not None and figure >= gate.minimum):
+        return full
+    action: LowFidelity = gate.unscored if figure is None else gate.below
+    if action == "drop":
+        name = "rules.dropped_unscored" if figure is None else "rules.dropped_low_fidelity"
+        return replace(full, dropped=name)
+    if action == "tag":
+        return replace(full, tags=(*rule.tags, LOW_FIDELITY_TAG))
+    return _downgraded(full) if action == "downgrade" else full
+
+
+def _downgraded(rating: Rating) -> Rating:
+    lower = list(Severity)[max(rating.severity.rank - 1, 0)]
+    score = rating.risk_score
+    capped = None if score is None else min(score, RISK_BANDS[lower][1])
+    return replace(rating, severity=lower, risk_score=capped)

@@ -1,0 +1,74 @@
+"""Runs the examples that rules carry, with scores given by the test or by a real encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from nae_monitor.detect.engine import semantic_answerer
+from nae_monitor.detect.evaluation import SemanticAnswerer, evaluate_rule, rate
+from nae_monitor.detect.packs import RuleSet
+from nae_monitor.detect.schema import InlineTest, Rule, Selection
+from nae_monitor.detect.semantic import Encoder, SemanticMatcher
+from nae_monitor.detect.views import Hit, Subject, View, Views
+from nae_monitor.health import Health
+from nae_monitor.records import FindingState, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """How one example of one rule came out; ``message`` says why unless it passed."""
+
+    __test__ = False  # pytest would take the name for a test class
+
+    rule_name: str
+    test_name: str
+    outcome: Literal["passed", "failed", "skipped"]
+    message: str = ""
+
+
+def run_inline_tests(rule_set: RuleSet, encoder: Encoder | None = None) -> list[TestResult]:
+    """Run every example of every rule, disabled rules included; scope is not applied.
+
+    Without an encoder, a test whose answer hangs on a semantic selection it gives no score for is
+    skipped, not passed.
+
+    Raises:
+        ConfigurationError: the encoder fails on the rules' own exemplars.
+    """
+    semantic = semantic_answerer(rule_set.rules, encoder, Health())
+    return [_run(rule, test, semantic) for rule in rule_set.rules for test in rule.tests]
+
+
+def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult:
+    subject = Subject(test.explanation, test.prompt, test.output, test.token, test.request)
+    outcome = evaluate_rule(rule, Views(subject), _scored(test.scores, semantic), None)
+    if outcome.state is FindingState.UNDECIDED:
+        return TestResult(rule.name, test.name, "skipped", "; ".join(outcome.undecided))
+    rating = rate(rule, test.fidelity)
+    matched = outcome.state is FindingState.MATCH and not rating.dropped
+    fault = _fault(test, matched, rating.severity)
+    return TestResult(rule.name, test.name, "failed" if fault else "passed", fault)
+
+
+def _fault(test: InlineTest, matched: bool, severity: Severity) -> str:
+    if matched != test.expect_match:
+        said, wanted = ("matched", "no match") if matched else ("did not match", "a match")
+        return f"{said}, expected {wanted}"
+    if matched and test.expect_severity not in (None, severity):
+        return f"severity {severity.value}, expected {test.expect_severity}"
+    return ""
+
+
+def _scored(scores: Mapping[str, float], semantic: SemanticAnswerer) -> SemanticAnswerer:
+    """Answer from the test's scores first; a given score stands for a kept margin."""
+
+    def answer(rule: Rule, selection: Selection, view: View) -> tuple[list[Hit], str]:
+        score = scores.get(selection.name)
+        matcher = selection.matcher
+        if score is None or not isinstance(matcher, SemanticMatcher):
+            return semantic(rule, selection, view)
+        return ([Hit(0, len(view.text), score)] if score >= matcher.threshold else []), ""
+
+    return answer
