@@ -1,0 +1,6 @@
+"""Screen: look at every captured row, buy decodes for a few within a budget."""
+
+from nae_monitor.screen.budget import DecodeBudget, TokenBucket
+from nae_monitor.screen.sampling import SamplingScreen, Screen
+
+__all__ = ["DecodeBudget", "SamplingScreen", "Screen", "TokenBucket"]
