@@ -104,4 +104,5 @@ class Health:
                 for name, amount in sorted(ledger.items())
                 if name.startswith("dropped.")
             },
+            excluded_tokens=ledger["tokens.excluded"],
         )

@@ -250,6 +250,7 @@ class Coverage:
     judged_tokens: int
     cached_tokens: int
     dropped_tokens: Mapping[str, int]  # by reason
+    excluded_tokens: int = 0  # seen, but outside the configured phases or too early
 
 
 @dataclass(frozen=True, slots=True)
