@@ -13,7 +13,7 @@ from nae_monitor.detect.text import (
     paragraphs,
     select_quotes,
 )
-from nae_monitor.records import EMPTY, Activation, Decoding, Span, Transcript
+from nae_monitor.records import Activation, Decoding, Span, Transcript
 
 FIELDS = ("explanation", "explanation.head", "explanation.final", "prompt", "output", "token")
 REQUEST_PREFIX = "request."
@@ -70,7 +70,7 @@ class Subject:
     prompt: str | None
     output: str | None
     token: str
-    request: Mapping[str, str] = EMPTY
+    request: Mapping[str, str]
 
     @classmethod
     def of(cls, activation: Activation, decoding: Decoding, transcript: Transcript) -> Subject:
