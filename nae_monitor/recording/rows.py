@@ -51,8 +51,8 @@ class RequestRecord:
 class RecordedActivation:
     """One row of an activations file.
 
-    Where the content setting withheld text, ``activation.token_id`` is -1, and the text of
-    ``decoding`` is a keyed hash or empty: judge only what :attr:`readable_decoding` gives.
+    Where the content setting withheld text, ``activation`` has token id -1 and token "", and the
+    text of ``decoding`` is a keyed hash or empty: judge only what :attr:`readable_decoding` gives.
     """
 
     activation: Activation

@@ -143,14 +143,15 @@ def activation_row(
     content: ContentFilter,
 ) -> dict[str, Any]:
     """Every column but the vector."""
-    token_ids = content.token_ids([activation.token_id])
+    # A row copied from a recording without content has no token to keep or to hash.
+    known = activation.token_id != WITHHELD_TOKEN_ID
+    token_ids = content.token_ids([activation.token_id]) if known else None
+    place = (activation.request.request_id, activation.position)
     return {
         **_request_row(activation.request, content),
         "position": int(activation.position),
         "token_id": token_ids[0] if token_ids else None,
-        "token": content.token(
-            activation.token, activation.request.request_id, activation.position
-        ),
+        "token": content.token(activation.token, *place) if known else None,
         "phase": activation.phase.value,
         "layer": activation.layer,
         "reason": activation.reason.value,
@@ -244,7 +245,7 @@ def recorded_activation(
         request=_request(row),
         position=row["position"],
         token_id=WITHHELD_TOKEN_ID if row["token_id"] is None else row["token_id"],
-        token=row["token"] or "",
+        token="" if text_withheld else row["token"] or "",
         phase=Phase(row["phase"]),
         layer=row["layer"],
         vector=vector,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem, VectorError
 from nae_monitor.recording.findings import canonical_line, finding_to_json, withheld
@@ -18,7 +18,6 @@ from nae_monitor.recording.rotation import Limits, RotatingTable
 from nae_monitor.recording.rows import RequestRecord
 from nae_monitor.recording.schema import (
     VECTOR,
-    VECTOR_TYPES,
     activation_row,
     activations_schema,
     activations_table,
@@ -40,6 +39,7 @@ from nae_monitor.records import Activation, Decoding, Finding
 
 FORMAT = "nae_monitor.recording"
 FORMAT_VERSION = 1
+TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class RecordingWriter:
@@ -84,7 +84,7 @@ class RecordingWriter:
         self.directory = Path(directory)
         self._content = ContentFilter(content, hmac_key)
         self._d_model = d_model
-        self._dtype = _numpy_dtype(vector_dtype, self.directory)
+        self._dtype = _torch_dtype(vector_dtype, self.directory)
         self._lock = threading.Lock()
         self._closed = False
         self._findings_count = 0
@@ -146,7 +146,7 @@ class RecordingWriter:
             )
         row = activation_row(activation, decoding, dropped_reason, self._content)
         # A copy, so that the caller may reuse its buffer.
-        vector = activation.vector.detach().float().numpy().astype(self._dtype, copy=True)
+        vector = activation.vector.detach().to("cpu", self._dtype, copy=True).numpy()
         text_bytes = len(row.get("explanation") or "") + 256
         with self._lock:
             self._activations.add({**row, VECTOR: vector}, vector.nbytes + text_bytes)
@@ -199,17 +199,33 @@ class RecordingWriter:
             self._findings.close()
             self._seals.close()
 
+    def abandon(self) -> None:
+        """Finish every file but write no totals: readers see a recording that was broken off."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._activations.rotate()
+                self._requests.rotate()
+            finally:
+                self._findings.close()
+                self._seals.close()
+
     def __enter__(self) -> RecordingWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
 
 
-def _numpy_dtype(name: str, directory: Path) -> Any:
-    if name not in VECTOR_TYPES:
+def _torch_dtype(name: str, directory: Path) -> torch.dtype:
+    if name not in TORCH_TYPES:
         raise _refused(directory, f"vector_dtype is {name!r}", "one of: float16, float32")
-    return np.dtype(name)
+    return TORCH_TYPES[name]
 
 
 def _refused(directory: Path, message: str, mend: str) -> ConfigurationError:

@@ -1,0 +1,19 @@
+"""Replay: recordings through today's decoder and rules, what changed, and the HTML report."""
+
+from nae_monitor.replay.compare import Comparison, compare
+from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
+from nae_monitor.replay.report import write_report
+from nae_monitor.replay.run import ReplayRun, cautious_verdict, replay
+
+__all__ = [
+    "Comparison",
+    "Conclude",
+    "Decoder",
+    "Judge",
+    "Progress",
+    "ReplayRun",
+    "cautious_verdict",
+    "compare",
+    "replay",
+    "write_report",
+]

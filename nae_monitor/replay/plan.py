@@ -1,0 +1,94 @@
+"""What must agree before anything is replayed, and what the new run says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nae_monitor.errors import RecordingError
+from nae_monitor.recording import Recording
+from nae_monitor.recording.privacy import Content
+from nae_monitor.replay.ports import Decoder
+
+_OF_ONE_WRITER = ("format", "format_version", "created_unix_ns", "hmac_key_id", "content")
+
+
+def refuse_mismatch(
+    recordings: Sequence[Recording], decoder: Decoder | None, model: str | None
+) -> None:
+    """Refuse recordings that the decoder cannot read, or that differ among themselves.
+
+    Raises:
+        RecordingError: names every recording that does not fit, why, and what to do.
+    """
+    if not recordings:
+        raise RecordingError("no recording was named; give at least one directory or Parquet file")
+    problems = [
+        f"{recording.path}: {fault}"
+        for recording in recordings
+        for fault in _faults(recording, recordings[0], decoder, model)
+    ]
+    if problems:
+        raise RecordingError("\n".join(problems))
+
+
+def _faults(
+    recording: Recording, first: Recording, decoder: Decoder | None, model: str | None
+) -> list[str]:
+    faults: list[str] = []
+    if recording.d_model != first.d_model:
+        faults.append(
+            f"its vectors are {recording.d_model} wide, those of {first.path} {first.d_model}: "
+            "replay them apart"
+        )
+    if model is not None and recording.model not in (None, model):
+        faults.append(f"records {recording.model}, not {model}: set target.model to the former")
+    if decoder is None:
+        return faults
+    if recording.d_model != decoder.d_model:
+        faults.append(
+            f"its vectors are {recording.d_model} wide, the NLA {decoder.nla_id} reads "
+            f"{decoder.d_model}: name the NLA of the recorded model under nla"
+        )
+    if recording.layer not in (None, decoder.layer):
+        faults.append(
+            f"records layer {recording.layer}, the NLA {decoder.nla_id} reads layer "
+            f"{decoder.layer}: name the NLA of that layer under nla"
+        )
+    return faults
+
+
+def common_content(recordings: Sequence[Recording]) -> Content:
+    """The strictest content setting among recordings."""
+    order: tuple[Content, ...] = ("full", "hash", "none")
+    return max((recording.content for recording in recordings), key=order.index)
+
+
+def common_dtype(recordings: Sequence[Recording]) -> str:
+    """float16 where every recording says so, else float32: no vector loses a bit."""
+    dtypes = {recording.manifest.get("vector_dtype") for recording in recordings}
+    return "float16" if dtypes == {"float16"} else "float32"
+
+
+def run_manifest(
+    recordings: Sequence[Recording], decoder: Decoder | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What all recordings say alike, then where they came from, then what the caller gives."""
+    first = recordings[0].manifest
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key not in _OF_ONE_WRITER
+        and all(recording.manifest.get(key) == value for recording in recordings)
+    }
+    if decoder is not None:
+        shared["nla_id"] = decoder.nla_id
+    sources = [
+        {
+            "name": recording.path.name,
+            "created_unix_ns": recording.manifest.get("created_unix_ns"),
+            "complete": recording.complete,
+        }
+        for recording in recordings
+    ]
+    return {**shared, "replayed_from": sources, **given}

@@ -1,0 +1,250 @@
+"""Recordings through the decode and detect stages again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from nae_monitor.health import Health
+from nae_monitor.recording import (
+    RecordingWriter,
+    RequestRecord,
+    finding_sort_key,
+    open_recordings,
+    transcript_for,
+)
+from nae_monitor.recording.privacy import Content
+from nae_monitor.records import Decoding, Finding, FindingState, Transcript, VerdictState
+from nae_monitor.replay.decoding import RowDecoder
+from nae_monitor.replay.index import Row, RowIndex
+from nae_monitor.replay.plan import common_content, common_dtype, refuse_mismatch, run_manifest
+from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
+
+PIECE_BYTES = 128 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRun:
+    """What a replay did. ``rows = judged + the sum of dropped``."""
+
+    directory: Path
+    rows: int
+    reused: int  # judged on the decoding made live
+    decoded: int  # decoded now
+    judged: int
+    findings: int
+    dropped: Mapping[str, int]  # rows by reason
+
+
+def replay(
+    paths: Iterable[Path | str],
+    run_directory: Path | str,
+    *,
+    decoder: Decoder | None,
+    judge: Judge,
+    redecode: bool = False,
+    decode_missing: bool = True,
+    batch_size: int = 16,
+    health: Health | None = None,
+    progress: Progress | None = None,
+    conclude: Conclude | None = None,
+    model: str | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    content: Content | None = None,
+    hmac_key: bytes | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> ReplayRun:
+    """Judge recorded activations again, and write the outcome as a new recording.
+
+    Rows go in the order of (request id, position), findings are written in that order. A row
+    whose decoding was recorded in the clear is judged on it; others are decoded. Without
+    ``redecode`` and with ``decode_missing=False``, a recording judged by its own rules gives
+    its own findings, byte for byte: with ``decode_missing`` rows that were dropped live are
+    looked at after all, which can only add findings.
+
+    Args:
+        paths: recordings, directories of recordings, or Parquet files with activation vectors.
+        run_directory: the new recording; must not exist as one.
+        decoder: None where there is no NLA at hand: rows without a decoding are dropped.
+        redecode: decode every row again.
+        batch_size: vectors a decode call.
+        progress: called with (rows done, rows in all).
+        conclude: the verdict policy; by default no request becomes clean that was not.
+        model: the model the decoder reads, where it is known.
+        manifest: facts of this run, such as ``rules_sha256``; they replace the recording's own.
+        content: None: that of the recordings, the strictest where they differ.
+        hmac_key: needed to write content "hash".
+        piece_bytes: how much of the recordings may be in memory at a time.
+
+    Raises:
+        RecordingError: a recording that is damaged, or of another model, layer or width.
+        ConfigurationError: the run directory cannot be written.
+        EngineError: the decoder failed on five batches in a row.
+    """
+    recordings = open_recordings(paths)
+    refuse_mismatch(recordings, decoder, model)
+    index = RowIndex(recordings)
+    writer = RecordingWriter(
+        run_directory,
+        manifest=run_manifest(recordings, decoder, manifest or {}),
+        d_model=recordings[0].d_model,
+        vector_dtype=common_dtype(recordings),
+        content=content or common_content(recordings),
+        hmac_key=hmac_key,
+    )
+    health = health or Health()
+    rows = RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health)
+    work = _Replay(rows, judge, health, writer, conclude or cautious_verdict)
+    with writer:
+        done = 0
+        for piece in index.pieces(piece_bytes):
+            work.take(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, len(index))
+        work.finish(index.requests())
+    return work.outcome()
+
+
+def cautious_verdict(
+    record: RequestRecord, findings: tuple[Finding, ...], dropped_rows: int
+) -> tuple[VerdictState, tuple[str, ...]]:
+    """Alert on any match; clean only what was clean live and lost nothing in replay."""
+    if any(finding.state is FindingState.MATCH for finding in findings):
+        return VerdictState.ALERT, ()
+    reasons = [f"{f.rule_name}: {why}" for f in findings for why in f.undecided]
+    if dropped_rows:
+        reasons.append(f"{dropped_rows} rows could not be judged again")
+    if record.state is VerdictState.UNDECIDED:
+        reasons.extend(record.reasons)
+    elif record.state is VerdictState.ALERT:
+        reasons.append("the alert is gone, and coverage was not judged again")
+    if reasons:
+        return VerdictState.UNDECIDED, tuple(dict.fromkeys(reasons))
+    return VerdictState.CLEAN, ()
+
+
+@dataclass(slots=True)
+class _OfRequest:
+    """What replay gathers on one request."""
+
+    record: RequestRecord | None
+    findings: list[Finding] = field(default_factory=list)
+    judged: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    undone: Counter[str] = field(default_factory=Counter)  # live drops that were judged now
+
+
+@dataclass(slots=True)
+class _Replay:
+    """The mutable state of one replay."""
+
+    rows: RowDecoder
+    judge: Judge
+    health: Health
+    writer: RecordingWriter
+    conclude: Conclude
+    _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
+    _current_id: str | None = None
+    _concluded: set[tuple[int, str]] = field(default_factory=set)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _dropped: Counter[str] = field(default_factory=Counter)
+
+    def take(self, piece: Sequence[Row]) -> None:
+        """Decode and judge rows in replay order."""
+        decoded = self.rows.decode(piece)
+        self._counts["reused"] += decoded.reused
+        self._counts["decoded"] += len(decoded.decodings) - decoded.reused
+        numbered = list(enumerate(piece))
+        for (request_id, _), places in groupby(numbered, key=lambda item: _place(item[1])):
+            if request_id != self._current_id:
+                self._conclude_current()
+                self._current_id = request_id
+            for number, row in places:
+                self._row(row, decoded.decodings.get(number), decoded.dropped.get(number))
+
+    def _row(self, row: Row, decoding: Decoding | None, reason: str | None) -> None:
+        recorded = row.recorded
+        request = self._current.setdefault(row.recording, _OfRequest(row.request))
+        findings: tuple[Finding, ...] | None = None
+        if decoding is not None:
+            findings = self._judge(row, decoding)
+            reason = None if findings is not None else "judge_failed"
+        request_id = recorded.activation.request.request_id
+        if findings is None:
+            reason = reason or "not_decoded"
+            request.dropped[reason] += 1
+            self._dropped[reason] += 1
+            self.health.count(f"dropped.{reason}", request_id=request_id)
+        else:
+            request.judged += 1
+            request.findings.extend(findings)
+            self.health.count("tokens.judged", request_id=request_id)
+        if recorded.dropped_reason is not None:
+            request.undone[recorded.dropped_reason] += 1
+        self._counts["rows"] += 1
+        self.writer.write_activation(recorded.activation, decoding, reason)
+
+    def _judge(self, row: Row, decoding: Decoding) -> tuple[Finding, ...] | None:
+        activation = row.recorded.activation
+        transcript = transcript_for(row.request, activation.position)
+        if row.request is None and row.recorded.context_text is not None:
+            transcript = Transcript(row.recorded.context_text, "")
+        findings: tuple[Finding, ...] | None = None
+        with self.health.guard("replay.judge"):
+            findings = self.judge.judge(activation, decoding, transcript)
+        return findings
+
+    def _conclude_current(self) -> None:
+        findings = [f for request in self._current.values() for f in request.findings]
+        self.writer.write_findings(sorted(findings, key=finding_sort_key))
+        self._counts["findings"] += len(findings)
+        for number, request in self._current.items():
+            if request.record is not None:
+                self._concluded.add((number, request.record.request.request_id))
+                self._write_request(request.record, request)
+        self._current.clear()
+
+    def _write_request(self, record: RequestRecord, request: _OfRequest) -> None:
+        state, reasons = self.conclude(
+            record, tuple(request.findings), sum(request.dropped.values())
+        )
+        dropped = Counter(record.coverage.dropped_tokens)
+        dropped.subtract(request.undone)
+        dropped.update(request.dropped)
+        coverage = replace(
+            record.coverage,
+            decoded_tokens=request.judged,
+            judged_tokens=request.judged,
+            dropped_tokens=MappingProxyType({k: n for k, n in sorted(dropped.items()) if n > 0}),
+        )
+        self.writer.write_request(replace(record, coverage=coverage, state=state, reasons=reasons))
+
+    def finish(self, requests: Iterator[tuple[int, RequestRecord]]) -> None:
+        """Conclude the last request, and those of which no row was recorded."""
+        self._conclude_current()
+        for number, record in requests:
+            if (number, record.request.request_id) not in self._concluded:
+                self._write_request(record, _OfRequest(record))
+
+    def outcome(self) -> ReplayRun:
+        """The counts so far."""
+        return ReplayRun(
+            directory=self.writer.directory,
+            rows=self._counts["rows"],
+            reused=self._counts["reused"],
+            decoded=self._counts["decoded"],
+            judged=self._counts["rows"] - sum(self._dropped.values()),
+            findings=self._counts["findings"],
+            dropped=MappingProxyType(dict(sorted(self._dropped.items()))),
+        )
+
+
+def _place(row: Row) -> tuple[str, int]:
+    activation = row.recorded.activation
+    return activation.request.request_id, activation.position
