@@ -103,7 +103,12 @@ class JsonlSettings:
     path: str
     fsync: Literal["never", "interval", "always"] = "interval"
     rotate_bytes: int = 64 * 1024 * 1024
-    keep_files: int = 5
+    keep_files: int = 5  # rotated ones, path.1 the newest
+    queue_events: int = 10_000  # kept in memory while the file cannot be written
+
+    def __post_init__(self) -> None:
+        if not self.path or min(self.rotate_bytes, self.keep_files, self.queue_events) < 1:
+            raise ValueError("path is empty, or rotate_bytes, keep_files, queue_events below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,11 @@ class KafkaSettings:
     topic: str = "nae.alerts"
     queue_events: int = 10_000
     outbox: str | None = None  # SQLite file; None: a file under the state directory
+    outbox_events: int = 100_000  # when full, the lowest severity goes first
+
+    def __post_init__(self) -> None:
+        if self.queue_events < 1 or self.outbox_events < 1:
+            raise ValueError("queue_events and outbox_events are at least 1")
 
 
 @dataclass(frozen=True, slots=True)

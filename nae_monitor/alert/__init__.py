@@ -1,0 +1,160 @@
+"""Alerts: findings folded into alerts, and the sinks that carry them out of the process."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from nae_monitor.alert import jsonl, kafka, otel
+from nae_monitor.alert.console import ConsoleSink
+from nae_monitor.alert.fold import AlertFolder
+from nae_monitor.alert.jsonl import JsonlSink
+from nae_monitor.alert.kafka import KafkaSink
+from nae_monitor.alert.otel import OtelSink
+from nae_monitor.alert.privacy import ContentPolicy
+from nae_monitor.alert.sink import Sink
+from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
+from nae_monitor.errors import ConfigurationError, Mark, Problem
+from nae_monitor.health import Health
+from nae_monitor.records import Alert
+from nae_monitor.settings import (
+    AlertSettings,
+    JsonlSettings,
+    KafkaSettings,
+    OtelSettings,
+    PrivacySettings,
+    SinkSettings,
+)
+
+__all__ = [
+    "AlertFolder",
+    "ContentPolicy",
+    "JsonlTail",
+    "KafkaTail",
+    "ReadAlert",
+    "Sink",
+    "Sinks",
+    "build_sinks",
+    "consume_kafka",
+]
+
+GRACE_S = 0.25  # for the last step of a sink that used its whole deadline
+
+
+class Sinks:
+    """Every alert to every sink, each guarded by itself; itself a :class:`Sink` but for stats."""
+
+    def __init__(self, sinks: Mapping[str, Sink], health: Health) -> None:
+        self._sinks = dict(sinks)
+        self._health = health
+
+    def emit(self, alert: Alert) -> None:
+        """Hand the alert to each sink; a failing one is counted and never stops another."""
+        for name, sink in self._sinks.items():
+            with self._health.guard(f"alert.{name}"):
+                sink.emit(alert)
+
+    def close(self, deadline_s: float) -> bool:
+        """Close all at once, each with the whole deadline; True if all delivered everything."""
+        delivered: dict[str, bool] = {}
+
+        def close(name: str, sink: Sink) -> None:
+            with self._health.guard(f"alert.{name}.close"):
+                delivered[name] = sink.close(deadline_s)
+
+        threads = [
+            threading.Thread(target=close, args=item, name=f"nae-close-{item[0]}", daemon=True)
+            for item in self._sinks.items()
+        ]
+        end_s = time.monotonic() + deadline_s + GRACE_S
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+        return all(delivered.get(name, False) for name in self._sinks)
+
+    def stats(self) -> Mapping[str, Mapping[str, int]]:
+        """Each sink's counts, by its name."""
+        return {name: sink.stats() for name, sink in self._sinks.items()}
+
+
+def build_sinks(
+    settings: AlertSettings,
+    privacy: PrivacySettings,
+    health: Health,
+    *,
+    console: Console | None = None,
+) -> Sinks:
+    """Build every configured sink. A broker or collector that is away does not stop a start.
+
+    Args:
+        settings: which sinks.
+        privacy: what content they may carry.
+        health: where they count.
+        console: the console to print on, where a live display owns the terminal.
+
+    Raises:
+        ConfigurationError: every sink that can never work, all at once: an unwritable file, an
+            impossible address, a missing optional package.
+    """
+    policy = ContentPolicy(privacy)
+    problems: list[Problem] = []
+    sinks: dict[str, Sink] = {}
+    numbers: Counter[str] = Counter()
+    for index, one in enumerate(settings.sinks):
+        numbers[one.kind] += 1
+        name = one.kind if numbers[one.kind] == 1 else f"{one.kind}#{numbers[one.kind]}"
+        where = Mark(f"alert.sinks[{index}].{one.kind}")
+        found = _check(one, where)
+        problems += found
+        if not found:
+            try:
+                sinks[name] = _build(one, policy, health, name, console)
+            except (OSError, sqlite3.Error) as error:
+                mend = "name an SQLite file in a directory this user may write"
+                problems.append(Problem(where, f"the outbox cannot be opened: {error}", mend))
+    built = Sinks(sinks, health)
+    if problems:
+        built.close(1.0)
+        raise ConfigurationError(problems)
+    for sink in sinks.values():
+        if isinstance(sink, OtelSink):
+            sink.observe(built.stats)
+    return built
+
+
+def _check(one: SinkSettings, where: Mark) -> list[Problem]:
+    match one.options:
+        case JsonlSettings():
+            return jsonl.check(one.options, where)
+        case OtelSettings():
+            return otel.check(one.options, where)
+        case KafkaSettings():
+            return kafka.check(one.options, where)
+    if one.kind in ("jsonl", "kafka"):
+        return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
+    return []
+
+
+def _build(
+    one: SinkSettings,
+    policy: ContentPolicy,
+    health: Health,
+    name: str,
+    console: Console | None,
+) -> Sink:
+    match one.options:
+        case JsonlSettings():
+            return JsonlSink(one.options, policy, health, name)
+        case KafkaSettings():
+            return KafkaSink(one.options, policy, health, name=name)
+        case OtelSettings():
+            return OtelSink(one.options, policy, health, name=name)
+    if one.kind == "otel":
+        return OtelSink(OtelSettings(), policy, health, name=name)
+    return ConsoleSink(policy, health, console=console, name=name)

@@ -1,0 +1,306 @@
+"""Alerts on a Kafka topic, at least once from the outbox on.
+
+The settings of the producer are not taste. An idempotent producer of kafka-python 3.0.12 stalls
+for ever after a batch expired or a broker lost its state; the client's own buffer has no bound;
+a first send waits for metadata. So: no idempotence, a cap on records in flight here, one
+request in flight for the order, and a watchdog that replaces a producer that went quiet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from kafka import KafkaProducer
+from kafka.errors import (
+    InvalidRecordError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
+
+from nae_monitor.alert.event import AlertEvent, to_event
+from nae_monitor.alert.outbox import Outbox, Row
+from nae_monitor.alert.privacy import ContentPolicy
+from nae_monitor.alert.sink import log
+from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S, ThreadedSink
+from nae_monitor.errors import Mark, Problem
+from nae_monitor.health import Health
+from nae_monitor.settings import KafkaSettings
+
+API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
+MAX_BLOCK_MS = 200
+MAX_IN_FLIGHT_RECORDS = 200
+DELIVERY_TIMEOUT_S = 10.0
+POLL_S = 0.01
+CLOSE_PRODUCER_S = 0.3
+REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A row on its way; ``future`` is kafka-python's."""
+
+    row: Row
+    future: Any
+    sent_at_s: float
+
+
+class KafkaSink(ThreadedSink):
+    """``accepted`` means committed to the outbox, ``delivered`` acknowledged by the brokers.
+
+    A broker that cannot be reached is no failure: alerts wait in the outbox, over restarts of
+    this process too.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        policy: ContentPolicy,
+        health: Health,
+        *,
+        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
+        name: str = "kafka",
+    ) -> None:
+        """Open the outbox and start sending what an earlier process left in it.
+
+        Raises:
+            OSError: the outbox cannot be written.
+            sqlite3.Error: the outbox file is something else.
+        """
+        self._settings = settings
+        self._delivery_timeout_s = delivery_timeout_s
+        self._outbox: Outbox | None = None
+        self._producer: Any = None
+        super().__init__(name, policy, health, settings.queue_events)
+        self._outbox = self._open_outbox()
+        self._ensure_thread()
+
+    def _start_afresh(self) -> None:
+        _ABANDONED.extend(x for x in (self._outbox, self._producer) if x is not None)
+        if self._outbox is not None:
+            self._outbox.let_go()
+        self._outbox = self._producer = None
+        self._in_flight: deque[_Flight] = deque()
+        self._cursor = 0  # rows up to here are acknowledged or in flight
+        self._acked: set[int] = set()  # acknowledged, not yet deleted
+        self._depth = 0
+        self._is_down = False
+        self._send_at_s = 0.0
+        self._send_pause_s = 0.0
+        super()._start_afresh()
+
+    def _open_outbox(self) -> Outbox:
+        outbox = Outbox(outbox_path(self._settings), self._settings.outbox_events)
+        self._tally.count("accepted", outbox.recovered)
+        self._tally.count("recovered", outbox.recovered)
+        self._depth = outbox.depth()
+        return outbox
+
+    def _queued(self) -> None:
+        """On the queue is not accepted yet: the outbox's commit is."""
+
+    def _pending(self) -> int:
+        return super()._pending() + self._depth
+
+    def _step(self) -> None:
+        if self._outbox is None:
+            self._outbox = self._open_outbox()
+        if self._held and time.monotonic() >= self._retry_at_s:
+            self._save(self._outbox)
+        self._settle(self._outbox)
+        if time.monotonic() >= self._send_at_s:
+            self._send(self._outbox)
+
+    def _wait_s(self) -> float:
+        usual_s = super()._wait_s()
+        if self._in_flight:
+            return min(usual_s, POLL_S)
+        if self._depth:
+            return min(usual_s, max(POLL_S / 10, self._send_at_s - time.monotonic()))
+        return usual_s
+
+    def _save(self, outbox: Outbox) -> None:
+        """Commit what was taken from the queue; a full disk leaves it in memory for later."""
+        events: list[AlertEvent] = []
+        while self._held and len(events) < len(self._held):
+            try:
+                events.append(to_event(self._held[len(events)], self._policy))
+            except (ValueError, TypeError, OverflowError):
+                del self._held[len(events)]
+                self._tally.dropped("failed")
+        try:
+            evicted = outbox.add(events, keep_up_to=self._cursor)
+            self._depth = outbox.depth()
+        except sqlite3.Error as error:
+            self._tally.count(f"retried.{type(error).__name__}")
+            self._pause()
+            return
+        self._held.clear()
+        self._backoff_s = 0.0
+        self._tally.count("accepted", len(events))
+        self._tally.dropped("outbox_full", evicted)
+
+    def _settle(self, outbox: Outbox) -> None:
+        """Forget rows that were acknowledged; start over where the producer failed."""
+        flights, self._in_flight = self._in_flight, deque()
+        failed: Exception | None = None
+        refused: list[tuple[Row, Exception]] = []
+        for flight in flights:
+            error = flight.future.exception
+            if not flight.future.is_done:
+                self._in_flight.append(flight)
+            elif error is None:
+                self._acked.add(flight.row.row_id)
+                self._tally.count("delivered")
+            elif isinstance(error, REFUSED):
+                refused.append((flight.row, error))
+            else:
+                failed = error
+        for row, error in refused:
+            self._refuse(outbox, row, error)
+        self._forget_acknowledged(outbox)
+        overdue_s = self._delivery_timeout_s * 1.2
+        if failed is not None:
+            self._start_over(failed)
+        elif self._in_flight and time.monotonic() - self._in_flight[0].sent_at_s > overdue_s:
+            self._start_over(TimeoutError())
+
+    def _forget_acknowledged(self, outbox: Outbox) -> None:
+        if self._acked:
+            outbox.delete(sorted(self._acked))
+            self._acked.clear()
+            self._depth = outbox.depth()
+            self._is_up()
+
+    def _send(self, outbox: Outbox) -> None:
+        room = MAX_IN_FLIGHT_RECORDS - len(self._in_flight)
+        for row in outbox.after(self._cursor, room):
+            if row.row_id in self._acked:
+                continue
+            try:
+                if self._producer is None:
+                    self._producer = self._connect()
+                future = self._producer.send(
+                    self._settings.topic, key=row.key, value=row.value, headers=row.headers
+                )
+            except REFUSED as error:
+                self._refuse(outbox, row, error)
+            except (KafkaError, OSError) as error:
+                self._start_over(error)
+                return
+            else:
+                self._in_flight.append(_Flight(row, future, time.monotonic()))
+            self._cursor = row.row_id
+
+    def _connect(self) -> Any:
+        return KafkaProducer(
+            bootstrap_servers=servers(self._settings.bootstrap),
+            client_id="nae-monitor",
+            api_version=API_VERSION,
+            max_block_ms=MAX_BLOCK_MS,
+            acks="all",
+            enable_idempotence=False,
+            max_in_flight_requests_per_connection=1,
+            delivery_timeout_ms=int(self._delivery_timeout_s * 1000),
+            request_timeout_ms=int(self._delivery_timeout_s * 500),
+            reconnect_backoff_max_ms=1000,
+            metrics_enabled=False,
+        )
+
+    def _refuse(self, outbox: Outbox, row: Row, error: Exception) -> None:
+        outbox.reject(row.row_id, type(error).__name__)
+        self._depth = outbox.depth()
+        self._tally.dropped("refused")
+
+    def _start_over(self, error: Exception) -> None:
+        """Throw the producer away and, after a pause, send again all that has no answer."""
+        self._tally.count(f"retried.{type(error).__name__}")
+        self._discard_producer(0.0)
+        self._in_flight.clear()
+        self._cursor = 0
+        self._send_pause_s = min(BACKOFF_LAST_S, max(BACKOFF_FIRST_S, self._send_pause_s * 2))
+        self._send_at_s = time.monotonic() + self._send_pause_s
+        if not self._is_down:
+            self._is_down = True
+            log.warning(
+                "sink %s: %s does not take alerts; they wait in the outbox",
+                self.name,
+                self._settings.bootstrap,
+            )
+
+    def _is_up(self) -> None:
+        self._send_pause_s = 0.0
+        if self._is_down:
+            self._is_down = False
+            log.warning("sink %s: %s takes alerts again", self.name, self._settings.bootstrap)
+
+    def _discard_producer(self, timeout_s: float) -> None:
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=timeout_s)
+        except Exception as error:  # noqa: BLE001 - close of kafka-python can raise anything
+            self._tally.count(f"producer_close.{type(error).__name__}")
+            # It then leaves its network thread running, which would go on sending.
+            producer._sender.force_close()
+
+    def _finish(self) -> None:
+        """Commit what is still queued, then let go of broker and file; rows stay."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        try:
+            self._drain(outbox)
+            self._discard_producer(CLOSE_PRODUCER_S)
+            self._settle(outbox)
+        finally:
+            self._outbox = None
+            outbox.close()
+
+    def _drain(self, outbox: Outbox) -> None:
+        while self._pending() > self._depth:
+            while not self._queue.empty():
+                self._held.append(self._queue.get_nowait())
+            self._save(outbox)
+            if self._held:  # the disk does not take them
+                return
+
+
+def check(settings: KafkaSettings, where: Mark) -> list[Problem]:
+    """What can be known to be wrong without asking the network."""
+    problems = []
+    for server in settings.bootstrap.split(","):
+        found = _SERVER.fullmatch(server.strip())
+        if found is None or not 0 < int(found[2]) < 65536:
+            message = f"bootstrap has {server.strip()!r}, which is no HOST:PORT"
+            problems.append(Problem(where, message, "write HOST:PORT[,HOST:PORT…]"))
+    if not _TOPIC.fullmatch(settings.topic) or settings.topic in (".", ".."):
+        mend = "1 to 249 of letters, digits, dot, underscore and hyphen"
+        problems.append(Problem(where, f"topic {settings.topic!r} is no topic name", mend))
+    return problems
+
+
+def servers(bootstrap: str) -> list[str]:
+    """The broker addresses of a bootstrap string."""
+    return [server.strip() for server in bootstrap.split(",")]
+
+
+def outbox_path(settings: KafkaSettings) -> Path:
+    """The outbox's file: the configured one, or one for these brokers and topic."""
+    if settings.outbox is not None:
+        return Path(settings.outbox).expanduser()
+    brokers = hashlib.sha256(settings.bootstrap.encode()).hexdigest()[:12]
+    state = platformdirs.user_state_path("nae-monitor")
+    return state / "outbox" / f"{settings.topic}-{brokers}.sqlite"

@@ -1,0 +1,129 @@
+"""Where telemetry goes: the host's providers, or an OTLP collector of this sink's own.
+
+With an endpoint the sink asks the exporter itself, batch by batch: a batch processor's
+``force_flush`` can take many times its timeout and report success for what it lost.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from opentelemetry import _logs, metrics, trace
+
+EXPORT_TIMEOUT_S = 3.0
+METRICS_INTERVAL_MS = 60_000
+_EXPORTER_MODULE = "opentelemetry.exporter.otlp.proto.grpc"
+
+
+class Telemetry(Protocol):
+    """The providers of one process, and how what they made is sent."""
+
+    tracer_provider: trace.TracerProvider
+    logger_provider: _logs.LoggerProvider
+    meter_provider: metrics.MeterProvider
+
+    def send(self) -> bool:
+        """Send every span made since the last success; False: try the same again later."""
+
+    def shutdown(self, deadline_s: float) -> None:
+        """Release everything within about the deadline, whatever the collector does."""
+
+
+class HostTelemetry:
+    """The host's global providers; exporting and shutting down is the host's business."""
+
+    def __init__(self) -> None:
+        self.tracer_provider: trace.TracerProvider = trace.get_tracer_provider()
+        self.logger_provider: _logs.LoggerProvider = _logs.get_logger_provider()
+        self.meter_provider: metrics.MeterProvider = metrics.get_meter_provider()
+
+    def send(self) -> bool:
+        """Always true: the host's processors have it already."""
+        return True
+
+    def shutdown(self, deadline_s: float) -> None:
+        """Nothing of ours to release."""
+
+
+class OtlpTelemetry:
+    """Providers of our own, exported over OTLP gRPC to ``endpoint``.
+
+    Not thread-safe: spans are made, and ``send`` called, on one thread.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk._logs import LoggerProvider
+        from opentelemetry.sdk._logs.export import (
+            InMemoryLogRecordExporter,
+            SimpleLogRecordProcessor,
+        )
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+        options: dict[str, Any] = {
+            "endpoint": endpoint,
+            "insecure": urlsplit(endpoint).scheme == "http",
+            "timeout": EXPORT_TIMEOUT_S,
+        }
+        resource = Resource.create({"service.name": "nae-monitor"})
+        self._spans, self._span_exporter = InMemorySpanExporter(), OTLPSpanExporter(**options)
+        self._events = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+        self._event_exporter = OTLPLogExporter(**options)
+        tracers = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
+        tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        loggers = LoggerProvider(resource, shutdown_on_exit=False)
+        loggers.add_log_record_processor(SimpleLogRecordProcessor(self._events))
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter(**options), METRICS_INTERVAL_MS)
+        self._meters = MeterProvider([reader], resource, shutdown_on_exit=False)
+        self.tracer_provider: trace.TracerProvider = tracers
+        self.logger_provider: _logs.LoggerProvider = loggers
+        self.meter_provider: metrics.MeterProvider = self._meters
+
+    def send(self) -> bool:
+        """Export spans, then their events; an event a collector refuses is not tried again."""
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        spans = self._spans.get_finished_spans()
+        if spans and self._span_exporter.export(spans) is not SpanExportResult.SUCCESS:
+            return False
+        self._spans.clear()
+        events = self._events.get_finished_logs()
+        if events:
+            self._event_exporter.export(events)
+            self._events.clear()
+        return True
+
+    def shutdown(self, deadline_s: float) -> None:
+        """Shut down on another thread: without a collector the SDK needs far longer."""
+        thread = threading.Thread(target=self._shutdown, name="nae-otel-shutdown", daemon=True)
+        thread.start()
+        thread.join(deadline_s)
+
+    def _shutdown(self) -> None:
+        self._span_exporter.shutdown()
+        self._event_exporter.shutdown()
+        self._meters.shutdown()
+
+
+def open_telemetry(endpoint: str | None) -> Telemetry:
+    """The host's providers, or our own where an endpoint is given."""
+    return HostTelemetry() if endpoint is None else OtlpTelemetry(endpoint)
+
+
+def otlp_missing() -> bool:
+    """Whether the optional exporter package is absent."""
+    try:
+        return importlib.util.find_spec(_EXPORTER_MODULE) is None
+    except ModuleNotFoundError:  # a parent package is absent
+        return True

@@ -1,0 +1,48 @@
+"""The package's health as OpenTelemetry metrics, read when the host's reader asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+Counters = Callable[[], Mapping[str, int]]
+SinkStats = Callable[[], Mapping[str, Mapping[str, int]]]
+
+# Health counter prefix -> (metric, attribute that carries the rest, description)
+FAMILIES: Mapping[str, tuple[str, str, str]] = {
+    "tokens.": ("nae.tokens", "nae.stage", "Tokens by the stage they reached"),
+    "dropped.": ("nae.tokens.dropped", "nae.reason", "Tokens dropped by reason"),
+    "failed.": ("nae.failures", "nae.component", "Failures kept away from the host"),
+    "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
+}
+
+
+def register_counters(meter: Meter, counters: Counters, sink_stats: SinkStats) -> None:
+    """Make the observable instruments; they hold on to the two callables."""
+    for prefix, (name, attribute, description) in FAMILIES.items():
+        meter.create_observable_counter(
+            name,
+            [_family(prefix, attribute, counters)],
+            unit="{alert}" if prefix == "alert." else "{token}" if "tokens" in name else "1",
+            description=description,
+        )
+
+    def pending(_: CallbackOptions) -> Iterable[Observation]:
+        for sink, stats in sink_stats().items():
+            yield Observation(stats.get("pending", 0), {"nae.sink": sink})
+
+    meter.create_observable_gauge(
+        "nae.sink.pending", [pending], "{alert}", "Alerts accepted and not yet delivered"
+    )
+
+
+def _family(
+    prefix: str, attribute: str, counters: Counters
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        for name, value in counters().items():
+            if name.startswith(prefix):
+                yield Observation(value, {attribute: name.removeprefix(prefix)})
+
+    return observe

@@ -1,0 +1,108 @@
+"""What of prompts, outputs and decoded text a sink may see.
+
+``hash`` (default): ``hmac-sha256:HEX`` under the key in the environment variable ``key_env``,
+so that equal texts can be joined by whoever holds the key and guessed by nobody else.
+``none``: nothing. ``full``: the text itself, bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, NewType
+
+from nae_monitor.records import EMPTY, Alert, Evidence, Finding, Span, Transcript
+from nae_monitor.settings import PrivacySettings
+
+log = logging.getLogger("nae_monitor.alert")
+
+ContentMode = Literal["hash", "full", "none"]
+RedactedAlert = NewType("RedactedAlert", Alert)
+"""An alert whose every content string went through :meth:`ContentPolicy.text`."""
+
+HASH_PREFIX = "hmac-sha256:"
+MAX_CONTENT_CHARS = 8192  # of one string; keeps an event with three evidences below 1 MB
+CAPTURE_ENV = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_CAPTURE = {
+    "true": (True, True),  # the value of the conventions before they split spans and events
+    "span_only": (True, False),
+    "event_only": (False, True),
+    "span_and_event": (True, True),
+}
+
+
+class ContentPolicy:
+    """The privacy setting with its key. The key never appears in ``repr`` or in the log."""
+
+    def __init__(self, settings: PrivacySettings, environ: Mapping[str, str] | None = None) -> None:
+        env = os.environ if environ is None else environ
+        self.mode: ContentMode = settings.content
+        key = env.get(settings.key_env, "")
+        if not key and settings.content != "none":
+            log.warning(
+                "%s is not set: content hashes use a random key and compare only within this"
+                " process",
+                settings.key_env,
+            )
+        self._key = key.encode() if key else secrets.token_bytes(32)
+        asked = _CAPTURE.get(env.get(CAPTURE_ENV, "").strip().lower(), (False, False))
+        full = settings.content == "full"
+        self.span_mode: ContentMode = "hash" if full and not asked[0] else settings.content
+        self.event_mode: ContentMode = "hash" if full and not asked[1] else settings.content
+
+    def digest(self, text: str) -> str:
+        """The keyed hash of a text, whatever the mode: ``hmac-sha256:`` and 64 hex digits."""
+        data = text.encode("utf-8", "surrogatepass")
+        return HASH_PREFIX + hmac.new(self._key, data, hashlib.sha256).hexdigest()
+
+    def text(self, value: str, mode: ContentMode | None = None) -> str:
+        """What may be shown of ``value``: its hash, its text, or an empty string."""
+        mode = mode or self.mode
+        if not value or mode == "none":
+            return ""
+        if mode == "hash":
+            return self.digest(value)
+        clean = value.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
+        # The end is kept: the judged token is the last of the output.
+        return clean if len(clean) <= MAX_CONTENT_CHARS else "…" + clean[1 - MAX_CONTENT_CHARS :]
+
+    def redact(self, alert: Alert, mode: ContentMode | None = None) -> RedactedAlert:
+        """The alert with all content under ``mode`` and the host's free attributes removed."""
+        mode = mode or self.mode
+        return RedactedAlert(
+            replace(
+                alert,
+                request=replace(alert.request, attributes=EMPTY),
+                evidence=tuple(self._evidence(e, mode) for e in alert.evidence),
+            )
+        )
+
+    def narrow(self, alert: RedactedAlert, mode: ContentMode) -> RedactedAlert:
+        """An alert redacted under this policy, for a place where less may be shown."""
+        return alert if mode == self.mode else self.redact(alert, mode)
+
+    def _evidence(self, evidence: Evidence, mode: ContentMode) -> Evidence:
+        said = evidence.transcript
+        return replace(
+            evidence,
+            finding=self._finding(evidence.finding, mode),
+            token=self.text(evidence.token, mode),
+            explanation=self.text(evidence.explanation, mode),
+            transcript=Transcript(self._said(said.prompt, mode), self._said(said.output, mode)),
+        )
+
+    def _said(self, text: str | None, mode: ContentMode) -> str | None:
+        return self.text(text or "", mode) or None
+
+    def _finding(self, finding: Finding, mode: ContentMode) -> Finding:
+        return replace(
+            finding, undecided=(), spans=tuple(self._span(s, mode) for s in finding.spans)
+        )
+
+    def _span(self, span: Span, mode: ContentMode) -> Span:
+        return replace(span, text=self.text(span.text, mode))

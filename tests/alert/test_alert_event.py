@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import jsonschema
+from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
+from cloudevents.core.formats.json import JSONFormat
+from alert_parts import make_alert, make_evidence, make_policy
+from hypothesis import given
+from hypothesis import strategies as st
+from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
+
+from nae_monitor.alert.event import AlertEvent, to_event, to_json
+from nae_monitor.records import Alert, Request, Severity
+
+
+def event_of(alert: Alert, content: str = "hash") -> AlertEvent:
+    policy = make_policy(content)
+    return to_event(policy.redact(alert), policy)
+
+
+@cache
+def ocsf_validator() -> Any:
+    schema = OcsfJsonSchemaEmbedded(get_ocsf_schema("1.8.0"))
+    finding = schema.get_class_schema("detection_finding", profiles=["security_control"])
+    return jsonschema.Draft202012Validator(finding)
+
+
+texts = st.text(st.characters(exclude_categories=[]), max_size=40)
+
+
+@given(texts, texts, texts, st.sampled_from(Severity), st.sampled_from(["hash", "full", "none"]))
+def test_every_event_is_a_valid_ocsf_finding_and_cloud_event(
+    request_id: str, session_id: str, title: str, severity: Severity, content: str
+) -> None:
+    request = Request(request_id, request_id, title or "m", session_id=session_id)
+    event = event_of(make_alert(request=request, title=title, severity=severity), content)
+    ocsf_validator().validate(json.loads(event.value()))
+    message = KafkaMessage(dict(event.headers()), event.key, event.value())
+    read = from_kafka_event(message)
+    assert read.get_id() == event.attributes["id"]
+    assert read.get_data() == json.loads(event.value())
+    structured = JSONFormat().read(None, to_json(event.structured()))
+    assert structured.get_attributes()["id"] == event.attributes["id"]
+
+
+def test_headers_are_those_of_the_contract() -> None:
+    headers = dict(event_of(make_alert(3)).headers())
+    assert headers["content-type"] == b"application/json"
+    assert set(headers) - {"content-type"} == {
+        "ce_" + name
+        for name in (
+            "specversion id source type time subject dataschema partitionkey traceparent sequence"
+            " severitytext severitynumber"
+        ).split()
+    }
+    assert headers["ce_traceparent"] == b"00-%032x-%016x-01" % (0xABC, 0xDEF)
+    assert headers["ce_time"].startswith(b"2023-11-14T22:13:20.123")
+
+
+def test_the_key_is_the_conversation_or_else_the_request() -> None:
+    assert event_of(make_alert()).key == b"session-1"
+    assert event_of(make_alert(request=Request("r9", "g", "m"))).key == b"r9"
+
+
+def test_a_conversation_id_no_header_can_carry_is_replaced_by_its_keyed_hash() -> None:
+    event = event_of(make_alert(request=Request("r", "r", "m", session_id="a\nb")))
+    assert event.key.startswith(b"hmac-sha256:")
+
+
+def test_the_same_alert_built_twice_has_the_same_id_and_a_reused_request_id_another() -> None:
+    one = event_of(make_alert(1)).attributes["id"]
+    assert one == event_of(make_alert(1)).attributes["id"]
+    later = Request("r1", "r1", "some/model", started_unix_ns=99)
+    assert one != event_of(make_alert(1, request=later)).attributes["id"]
+
+
+def test_sequences_sort_as_text() -> None:
+    sequences = [event_of(make_alert(n)).attributes["sequence"] for n in (2, 9, 10, 1000)]
+    assert sequences == sorted(sequences)
+
+
+def test_unknown_and_non_finite_numbers_are_left_out() -> None:
+    event = event_of(
+        make_alert(evidence=(make_evidence(fve=None), make_evidence(fve=float("nan"))))
+    )
+    assert "confidence_score" not in event.data
+    assert all("fve" not in evidence["data"] for evidence in event.data["evidences"])
