@@ -91,7 +91,8 @@ def unit_rows(vectors: torch.Tensor) -> torch.Tensor | None:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool((torch.isfinite(norms) & (norms > MIN_NORM)).all()):
         return None
-    return rows / norms
+    units: torch.Tensor = rows / norms
+    return units
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor | None:

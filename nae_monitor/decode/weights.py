@@ -125,8 +125,20 @@ def truncated(config: Any, blocks: int) -> Any:
     return config
 
 
-def load_causal_lm(source: WeightSource, *, dtype: torch.dtype, device: torch.device) -> Any:
+def load_causal_lm(
+    source: WeightSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    unused: tuple[str, ...] = (),
+) -> Any:
     """Load a role's model, adapter merged, in evaluation mode.
+
+    Args:
+        source: the checked weights.
+        dtype: precision of the loaded model; an adapter is merged in float32 all the same.
+        device: where the model goes.
+        unused: endings of parameter names that the checkpoint may lack.
 
     Raises:
         CheckpointError: tensors are missing, misshapen or unreadable.
@@ -145,7 +157,7 @@ def load_causal_lm(source: WeightSource, *, dtype: torch.dtype, device: torch.de
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         text = f"the weights cannot be loaded: {type(error).__name__}: {error}"
         raise CheckpointError([Problem(Mark(str(source.directory)), text, "", "load")]) from error
-    missing = [key for key in info["missing_keys"] if not _may_be_absent(key)]
+    missing = [key for key in info["missing_keys"] if not key.endswith(unused)]
     if missing:
         text = f"the weights lack {', '.join(sorted(missing)[:4])} ({len(missing)} in all)"
         raise CheckpointError([Problem(Mark(str(source.directory)), text, "", "load-missing")])
@@ -155,8 +167,11 @@ def load_causal_lm(source: WeightSource, *, dtype: torch.dtype, device: torch.de
 
 
 def load_trunk(source: WeightSource, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """The text decoder alone: no language-model head, no final norm."""
-    trunk = load_causal_lm(source, dtype=dtype, device=device).get_decoder()
+    """The text decoder alone, without final norm; official reconstructors ship neither it nor
+    the language-model head."""
+    unused = ("lm_head.weight", *(f"model.{name}.weight" for name in FINAL_NORMS))
+    model = load_causal_lm(source, dtype=dtype, device=device, unused=unused)
+    trunk = model.get_decoder()
     name = next((n for n in FINAL_NORMS if hasattr(trunk, n)), None)
     if name is None:
         text = f"{type(trunk).__name__} has no final norm known to this package"
@@ -200,11 +215,6 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _may_be_absent(key: str) -> bool:
-    """Official reconstructors ship without the final norm and the head, which are not used."""
-    return key.endswith(("lm_head.weight", *(f"model.{n}.weight" for n in FINAL_NORMS)))
 
 
 def _read_config(directory: Path, problems: list[Problem]) -> Any:
