@@ -49,18 +49,16 @@ class Judge:
     ) -> tuple[Finding, ...]:
         """The rules that match this decoding or cannot say, ordered by rule id."""
         views = Views(Subject.of(activation, decoding, transcript), self._normalise)
-        found = [
-            self._judge(rule, views, activation, decoding)
-            for rule in self._rules
-            if rule.scope.admits(activation)
-        ]
+        found = [self._judge(rule, views, activation, decoding) for rule in self._rules]
         return tuple(finding for finding in found if finding is not None)
 
     def _judge(
         self, rule: Rule, views: Views, activation: Activation, decoding: Decoding
     ) -> Finding | None:
-        self._health.count("rules.judged")
         outcome = self._outcome(rule, views, activation)
+        if outcome is None:
+            return None
+        self._health.count("rules.judged")
         if outcome.state is FindingState.NO_MATCH:
             return None
         metric = rule.fidelity.metric if rule.fidelity else "fve"
@@ -86,14 +84,17 @@ class Judge:
             risk_score=rating.risk_score,
         )
 
-    def _outcome(self, rule: Rule, views: Views, activation: Activation) -> Outcome:
+    def _outcome(self, rule: Rule, views: Views, activation: Activation) -> Outcome | None:
+        """The rule's answer; None out of its scope."""
         component = f"detect.rule.{rule.name}"
-        outcome: Outcome | None = None
-        if not self._health.is_open(component):
-            with self._health.guard(component):
-                day = _day(activation.captured_unix_ns)
-                outcome = evaluate_rule(rule, views, self._semantic, day)
-        return outcome or Outcome(FindingState.UNDECIDED, undecided=("rule: it failed",))
+        outcome = Outcome(FindingState.UNDECIDED, undecided=("rule: it failed",))
+        if self._health.is_open(component):
+            return outcome
+        with self._health.guard(component):
+            if not rule.scope.admits(activation):
+                return None
+            outcome = evaluate_rule(rule, views, self._semantic, _day(activation.captured_unix_ns))
+        return outcome
 
 
 def semantic_answerer(

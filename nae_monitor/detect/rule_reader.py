@@ -214,8 +214,6 @@ def _detection(reader: Reader, selections: dict[str, Selection]) -> Expression |
         selection = read_selection(inner.child(name), name)
         if selection is not None:
             selections[name] = selection
-    if not inner.value:
-        return None
     text = inner.text("condition", max_chars=10**6)
     return _condition(inner, "condition", text, names) if text else None
 

@@ -32,7 +32,7 @@ def read_selection(reader: Reader, name: str) -> Selection | None:
     """The selection at ``reader``; None where it has problems, which are then reported."""
     before = len(reader.problems)
     kinds = [kind for kind in (*MATCHERS, *UNSUPPORTED_MATCHERS) if kind in reader.value]
-    if reader.value and len(kinds) != 1:
+    if len(kinds) != 1:
         found = " and ".join(sorted(kinds)) or "none"
         mend = "give one of: " + ", ".join(MATCHERS)
         reader.fault(None, f"selection {name!r} needs one matcher, found {found}", mend)
