@@ -71,8 +71,8 @@ class KafkaTail:
 
     Repeats (same source and id among the last 100,000) are dropped. Alerts are held for
     ``reorder_s`` and come out in the order of their sequence within a key; one that was delayed
-    for longer than that comes out when it comes. Ends when nothing arrived for ``timeout_s``.
-    With a group, a place is committed only after its alerts were handed out and the next one
+    for longer than that comes out when it comes. Ends when nothing arrived for ``timeout_s``,
+    not counting the time it takes to join the group. With a group, a place is committed only after its alerts were handed out and the next one
     was asked for: a reader that dies sees its last alerts again.
     """
 
@@ -84,18 +84,24 @@ class KafkaTail:
         group: str | None = None,
         timeout_s: float = 10.0,
         reorder_s: float = 1.0,
+        session_timeout_s: float = 6.0,
     ) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
         self._group = group
         self._timeout_s = timeout_s
         self._reorder_s = reorder_s
+        self._session_timeout_s = session_timeout_s
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.skipped = 0
         self.repeats = 0
 
     def __iter__(self) -> Iterator[ReadAlert]:
-        """Join, read until the topic is quiet, leave."""
+        """Join, read until the topic is quiet, leave.
+
+        Raises:
+            InputDataError: no broker could be asked for the topic.
+        """
         consumer = self._connect()
         try:
             yield from self._read(consumer)
@@ -112,14 +118,22 @@ class KafkaTail:
                 last_s = now_s
                 held_since_s = held_since_s if held else now_s
                 held += self._fresh(records)
-            quiet = now_s - last_s >= self._timeout_s
+            quiet = now_s - last_s >= self._timeout_s + self._joining_s(consumer)
             if held and (quiet or now_s - held_since_s >= self._reorder_s):
                 yield from in_order(held)
                 held = []
                 if self._group is not None:
                     consumer.commit()
             if quiet:
+                if not consumer.assignment():
+                    raise InputDataError(
+                        f"{self._bootstrap}: no broker gave a place on topic {self._topic}"
+                        " (is it running, and does it let this client read?)"
+                    )
                 return
+
+    def _joining_s(self, consumer: Any) -> float:
+        return 0.0 if consumer.assignment() else self._session_timeout_s
 
     def _fresh(self, records: Mapping[Any, list[Any]]) -> list[ReadAlert]:
         alerts = []
@@ -144,8 +158,8 @@ class KafkaTail:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             api_version=API_VERSION,
-            session_timeout_ms=6000,
-            heartbeat_interval_ms=1000,
+            session_timeout_ms=int(self._session_timeout_s * 1000),
+            heartbeat_interval_ms=int(self._session_timeout_s * 150),
             reconnect_backoff_max_ms=1000,
         )
 
