@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nae_monitor.capture.context import RequestContext, current_context, request_scope
 from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.self_test import self_test
 from nae_monitor.capture.transformers_tap import TransformersTap
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "TransformersTap",
     "current_context",
     "request_scope",
+    "self_test",
 ]

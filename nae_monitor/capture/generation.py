@@ -100,11 +100,15 @@ class Generation:
         self._pending: _Pending | None = None
         self._cache: object = None
         self._passes = 0
-        self._hooked = False
+        self._blocks = 0  # passes whose block was seen
         self._started: list[str] = []
 
-    def start(self) -> None:
-        """Announce every sequence, and count what a cache keeps out of sight."""
+    def start(self) -> bool:
+        """Announce every sequence, and count what a cache keeps out of sight.
+
+        Returns:
+            False where the listener failed: it must hear no more of this batch than its end.
+        """
         cached = self._prompt.real[:, : self._prompt.cached_columns].sum(axis=1)
         for sequence, request in enumerate(self.requests):
             self._started.append(request.request_id)
@@ -113,7 +117,9 @@ class Generation:
                 self._sink.health.count("tokens.seen", amount, request_id=request.request_id)
                 self._sink.health.count("tokens.cached", amount, request_id=request.request_id)
             known = self._sequences.known_tokens(sequence)
-            self._sink.call("started", self._sink.listener.request_started, request, known)
+            if not self._sink.call("started", self._sink.listener.request_started, request, known):
+                return False
+        return True
 
     def before_pass(self, input_ids: torch.Tensor | None, cache: object) -> None:
         """Work out the rows of a forward pass that is about to run.
@@ -139,7 +145,7 @@ class Generation:
 
     def after_block(self, output: Any) -> None:
         """Copy the waiting rows out of the block's output ``[S, T, d]``."""
-        self._hooked = True
+        self._blocks += 1
         pending = self._pending
         if pending is None or not len(pending.rows):
             self._pending = None
@@ -160,8 +166,13 @@ class Generation:
         else:
             self._drop_pending("listener_failed")
 
-    def complete(self, output: Any) -> None:
-        """Deliver what ``generate`` sampled last, and count passes that were never seen."""
+    def complete(self, output: Any) -> str | None:
+        """Deliver what ``generate`` sampled last, and count passes that were never seen.
+
+        Returns:
+            None where the block was seen in every pass; else a counter, ``blind.no_rows`` or
+            ``blind.some_rows``.
+        """
         self._drop_pending("not_captured")
         tokens = output if isinstance(output, torch.Tensor) else output.sequences
         sequences = self._sequences
@@ -173,16 +184,18 @@ class Generation:
         if sequences.next_column < processed:
             self._count("dropped.not_captured", self._eligible(sequences.take(processed)))
             self._passes += 1
+        if self._blocks >= self._passes:
+            return None
+        return "blind.some_rows" if self._blocks else "blind.no_rows"
 
-    def finish(self) -> bool:
-        """End every announced request; False where passes ran and the block was never seen."""
+    def finish(self) -> None:
+        """End every announced request."""
         self._drop_pending("not_captured")
         self._context.last_turn = Turn(
             self.requests, self._sequences.token_ids, self._sequences.real
         )
         for request_id in self._started:
             self._sink.call("finished", self._sink.listener.request_finished, request_id)
-        return self._hooked or not self._passes
 
     def _belongs(self, input_ids: torch.Tensor, cache: object) -> bool:
         """Whether a pass is the next step of this generation, and not one of somebody else's."""

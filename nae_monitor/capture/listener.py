@@ -14,7 +14,8 @@ class CaptureListener(Protocol):
     positions never falling, then ``request_finished``, which comes however the generation ends.
     Several threads may generate at once, so calls for different requests interleave. No method may
     block or wait for the device: the host's generation waits for it. An exception is swallowed and
-    counted; after five in a row the tap goes quiet (``request_finished`` still comes).
+    counted; after five in a row the tap goes quiet (``request_finished`` still comes). If
+    ``request_started`` fails, nothing but ``request_finished`` follows for its batch.
     """
 
     def request_started(self, request: Request, prompt_token_ids: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ class TransformersTap:
         settings: phases and the first position wanted.
         listener: is told everything, on the generating thread.
         health: counts ``tokens.seen``, ``tokens.excluded``, ``tokens.cached``, ``dropped.*`` and
-            ``blind.no_rows``.
+            ``blind.no_rows`` or ``blind.some_rows`` (a compiled model that hooks do not reach).
         model_name: goes into every request.
 
     Raises:
@@ -162,15 +162,17 @@ class TransformersTap:
             return None
         with self._health.guard("capture.start"):
             generation = Generation(self._sink, current_context(), arguments, options)
-        if generation is not None:
-            with self._health.guard("capture.start"):
-                generation.start()
+            if not generation.start():
+                self._finish(generation)
+                generation = None
         return generation
 
     def _complete(self, generation: Generation | None, output: Any) -> None:
         with self._health.guard("capture.end"):
             if generation is not None:
-                generation.complete(output)
+                blind = generation.complete(output)
+                if blind is not None:
+                    self._tell_blind(blind)
             else:
                 tokens = output if isinstance(output, torch.Tensor) else output.sequences
                 reason = "circuit_open" if self._sink.quiet else "not_mapped"
@@ -180,16 +182,18 @@ class TransformersTap:
         if generation is None:
             return
         with self._health.guard("capture.end"):
-            if generation.finish():
-                return
-            self._health.count("blind.no_rows")
-            if not self._told_blind:
-                self._told_blind = True
-                log.error(
-                    "the model ran and its block %d was never seen: is it compiled? "
-                    "Attach before the first compiled call, or do not compile",
-                    self.layer - 1,
-                )
+            generation.finish()
+
+    def _tell_blind(self, counter: str) -> None:
+        self._health.count(counter)
+        if not self._told_blind:
+            self._told_blind = True
+            log.error(
+                "the model ran and its block %d was not seen (%s): is it compiled? "
+                "Attach before the first compiled call, or do not compile",
+                self.layer - 1,
+                counter,
+            )
 
     def _before_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         generation = getattr(self._local, "generation", None)
