@@ -1,0 +1,189 @@
+"""What the report shows, gathered from a run directory without reading a vector."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nae_monitor.recording import Recording, RequestRecord
+from nae_monitor.records import Finding, FindingState, Severity, VerdictState
+
+MAX_TOKENS = 400_000  # of conversations on one page; alerts come first, the rest is counted
+SPECIAL = re.compile(
+    r"<\|[^<>|]{1,40}\|>|<(s|/s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]"
+)
+_ROW_COLUMNS = (
+    "request_id",
+    "position",
+    "token",
+    "phase",
+    "reason",
+    "decoded",
+    "explanation",
+    "closed",
+    "cosine",
+    "fve",
+    "rank",
+    "bank_size",
+    "support",
+    "reused",
+    "dropped_reason",
+)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One request on the page; ``record`` is None where it never finished."""
+
+    request_id: str
+    record: RequestRecord | None
+    findings: list[Finding] = field(default_factory=list)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity among matches."""
+        return worst_match(self.findings)
+
+    @property
+    def state(self) -> str:
+        """The verdict, or "unfinished"."""
+        return "unfinished" if self.record is None else self.record.state.value
+
+
+@dataclass(slots=True)
+class RunData:
+    """A run as the page needs it."""
+
+    recording: Recording
+    conversations: list[Conversation]  # most severe first
+    omitted: int  # conversations beyond MAX_TOKENS
+    findings: list[Finding]
+    verdicts: Counter[str]
+    coverage: Counter[str]
+    dropped: Counter[str]
+    fve: list[float]
+    fve_unknown: int
+
+
+def worst_match(findings: Iterable[Finding]) -> Severity | None:
+    """The highest severity of the findings that matched."""
+    matched = [f.severity for f in findings if f.state is FindingState.MATCH]
+    return max(matched, key=lambda severity: severity.rank, default=None)
+
+
+def gather(recording: Recording, max_tokens: int = MAX_TOKENS) -> RunData:
+    """Read findings, then requests, then the rows of the conversations that fit the page.
+
+    Raises:
+        RecordingError: any file that cannot be read.
+    """
+    findings = list(recording.findings())
+    by_request: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_request[finding.request_id].append(finding)
+    run = RunData(recording, [], 0, findings, Counter(), Counter(), Counter(), [], 0)
+    shown = _choose(run, by_request, max_tokens)
+    for record in recording.requests():
+        _count(run, record)
+        if record.request.request_id in shown:
+            shown[record.request.request_id].record = record
+    _add_rows(run, shown, by_request, max_tokens)
+    run.conversations = sorted(shown.values(), key=_most_severe_first)
+    for conversation in run.conversations:
+        conversation.rows.sort(key=lambda row: row["position"])
+        if conversation.record is None:
+            run.verdicts["unfinished"] += 1
+    return run
+
+
+def _choose(
+    run: RunData, by_request: Mapping[str, Sequence[Finding]], max_tokens: int
+) -> dict[str, Conversation]:
+    """The conversations that fit, alerting ones first, without holding the others' text."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for part in run.recording.request_parts:
+        columns = ["request_id", "prompt_tokens", "output_tokens", "verdict"]
+        for row in part.table(columns).to_pylist():
+            tokens = row["prompt_tokens"] + row["output_tokens"]
+            sizes[row["request_id"]] = (tokens, row["verdict"])
+    order = sorted(
+        sizes,
+        key=lambda name: (
+            -_rank(worst_match(by_request.get(name, ()))),
+            sizes[name][1] == VerdictState.CLEAN,
+        ),
+    )
+    chosen: dict[str, Conversation] = {}
+    left = max_tokens
+    for name in order:
+        left -= sizes[name][0]
+        if left < 0 and chosen:
+            break
+        chosen[name] = Conversation(name, None, list(by_request.get(name, ())))
+    run.omitted = len(sizes) - len(chosen)
+    return chosen
+
+
+def _count(run: RunData, record: RequestRecord) -> None:
+    run.verdicts[record.state.value] += 1
+    for name in ("seen", "screened", "sampled", "decoded", "judged", "cached"):
+        run.coverage[name] += getattr(record.coverage, f"{name}_tokens")
+    run.dropped.update(record.coverage.dropped_tokens)
+
+
+def _add_rows(
+    run: RunData,
+    shown: dict[str, Conversation],
+    by_request: Mapping[str, list[Finding]],
+    room: int,
+) -> None:
+    """Give conversations their rows; ``room`` rows of requests that never finished fit."""
+    finished = {name for part in run.recording.request_parts for name in _ids(part)}
+    for row in run.recording.activation_columns(_ROW_COLUMNS):
+        _count_fidelity(run, row)
+        name = row["request_id"]
+        if name not in finished and room > 0:
+            room -= 1
+            shown.setdefault(name, Conversation(name, None, list(by_request.get(name, ()))))
+            shown[name].rows.append(row)
+        elif name in finished and name in shown:
+            shown[name].rows.append(row)
+
+
+def _count_fidelity(run: RunData, row: Mapping[str, Any]) -> None:
+    if not row["decoded"]:
+        return
+    if row["fve"] is None:
+        run.fve_unknown += 1
+    else:
+        run.fve.append(row["fve"])
+
+
+def _ids(part: Any) -> list[str]:
+    return list(part.table(["request_id"]).column(0).to_pylist())
+
+
+def _rank(severity: Severity | None) -> int:
+    return -1 if severity is None else severity.rank
+
+
+def _most_severe_first(conversation: Conversation) -> tuple[int, bool, int, str]:
+    started = conversation.record.request.started_unix_ns if conversation.record else 0
+    clean = conversation.state == VerdictState.CLEAN
+    return (-_rank(conversation.worst), clean, started, conversation.request_id)
+
+
+def special_positions(conversation: Conversation, special_ids: frozenset[int]) -> list[int]:
+    """Positions of chat-template tokens, by id where the manifest lists them, else by look."""
+    record = conversation.record
+    if record is None:
+        return []
+    texts = (*(record.prompt_token_texts or ()), *(record.output_token_texts or ()))
+    ids = (*(record.prompt_token_ids or ()), *(record.output_token_ids or ()))
+    if special_ids and ids:
+        return [position for position, token in enumerate(ids) if token in special_ids]
+    return [i for i, text in enumerate(texts) if SPECIAL.fullmatch(text.strip())]
