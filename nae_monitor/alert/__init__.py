@@ -54,8 +54,14 @@ class Sinks:
         self._health = health
 
     def emit(self, alert: Alert) -> None:
-        """Hand the alert to each sink; a failing one is counted and never stops another."""
+        """Hand the alert to each sink; a failing one is counted and never stops another.
+
+        A sink whose ``emit`` raised five times in a row is off, by the rule of :class:`Health`.
+        """
         for name, sink in self._sinks.items():
+            if self._health.is_open(f"alert.{name}"):
+                self._health.count(f"alert.{name}.dropped.circuit_open")
+                continue
             with self._health.guard(f"alert.{name}"):
                 sink.emit(alert)
 
@@ -80,7 +86,11 @@ class Sinks:
 
     def stats(self) -> Mapping[str, Mapping[str, int]]:
         """Each sink's counts, by its name."""
-        return {name: sink.stats() for name, sink in self._sinks.items()}
+        found: dict[str, Mapping[str, int]] = {}
+        for name, sink in self._sinks.items():
+            with self._health.guard(f"alert.{name}.stats"):
+                found[name] = sink.stats()
+        return found
 
 
 def build_sinks(

@@ -80,6 +80,8 @@ class OtelSink(RetryingSink):
 
     def _step(self) -> None:
         if self._output is None:
+            if time.monotonic() < self._retry_at_s:
+                return
             self._output = self._open()
         super()._step()
 

@@ -72,8 +72,9 @@ class KafkaTail:
     Repeats (same source and id among the last 100,000) are dropped. Alerts are held for
     ``reorder_s`` and come out in the order of their sequence within a key; one that was delayed
     for longer than that comes out when it comes. Ends when nothing arrived for ``timeout_s``,
-    not counting the time it takes to join the group. With a group, a place is committed only after its alerts were handed out and the next one
-    was asked for: a reader that dies sees its last alerts again.
+    not counting the time it takes to join the group. With a group, a place is committed only
+    after its alerts were handed out and the next one was asked for: a reader that dies sees its
+    last alerts again.
     """
 
     def __init__(

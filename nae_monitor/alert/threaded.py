@@ -59,8 +59,9 @@ class ThreadedSink(ABC):
 
     def emit(self, alert: Alert) -> None:
         """Redact the alert and put it on the queue; see :class:`~nae_monitor.alert.sink.Sink`."""
-        with self._health.guard(f"alert.{self.name}"):
-            if self._closing.is_set() or self._health.is_open(f"alert.{self.name}"):
+        component = f"alert.{self.name}.emit"
+        with self._health.guard(component):
+            if self._closing.is_set() or self._health.is_open(component):
                 self._tally.dropped("closed" if self._closing.is_set() else "circuit_open")
                 return
             try:

@@ -179,7 +179,7 @@ def sleeping_broker() -> Iterator[Broker]:
 class OtlpReceiver:
     """The far end of an OTLP connection: keeps what it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         import grpc
@@ -214,7 +214,7 @@ class OtlpReceiver:
         traces_grpc.add_TraceServiceServicer_to_server(Traces(), self.server)
         logs_grpc.add_LogsServiceServicer_to_server(Logs(), self.server)
         metrics_grpc.add_MetricsServiceServicer_to_server(Metrics(), self.server)
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
         self.server.start()
 
     @property

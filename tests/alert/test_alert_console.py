@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+
+from alert_parts import CANARIES, make_alert, make_evidence, make_policy
+from rich.console import Console
+
+from nae_monitor.alert.console import ConsoleSink, visible
+from nae_monitor.health import Health
+from nae_monitor.records import Alert
+
+
+def shown(content: str, *alerts: Alert) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=False)
+    sink = ConsoleSink(make_policy(content), Health(), console=console)
+    for alert in alerts:
+        sink.emit(alert)
+    assert sink.close(10)
+    return out.getvalue()
+
+
+def test_an_alert_is_one_block_with_title_rule_and_place() -> None:
+    text = shown("full", make_alert(1))
+    assert "HIGH Plans to hide something [rule-1]" in text
+    assert "request r1 · token 12 to 14 · 2 findings" in text
+    assert "FVE 0.50" in text
+    assert CANARIES["explanation"] in text
+
+
+def test_without_full_only_a_prefix_of_the_hash_shows() -> None:
+    text = shown("hash", make_alert(1))
+    digest = make_policy().digest(CANARIES["explanation"])
+    assert digest[:24] in text
+    assert digest not in text
+    assert "canary" not in text
+    assert "hmac" not in shown("none", make_alert(1))
+
+
+def test_an_unknown_fve_is_said() -> None:
+    assert "FVE unknown" in shown("hash", make_alert(evidence=(make_evidence(fve=None),)))
+
+
+def test_nothing_in_an_alert_can_drive_the_terminal_or_its_markup() -> None:
+    text = shown("full", make_alert(title="[red]x\x1b[2J\x07\x9b\u202e[/red]"))
+    assert "[red]x" in text
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
+    assert visible("a\nb\tc") == "a b c"

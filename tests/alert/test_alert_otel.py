@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from alert_parts import CANARIES, OtlpReceiver, free_port, make_alert, make_policy, wait_until
+from opentelemetry import trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
+from opentelemetry.trace import SpanKind
+
+from nae_monitor.alert import build_sinks
+from nae_monitor.alert.otel import OtelSink, check
+from nae_monitor.alert.otel_mapping import GUARDRAIL_NAMES
+from nae_monitor.alert.privacy import CAPTURE_ENV
+from nae_monitor.errors import ConfigurationError, Mark
+from nae_monitor.health import Health
+from nae_monitor.records import Request, TraceRef
+from nae_monitor.settings import AlertSettings, OtelSettings, PrivacySettings, SinkSettings
+
+
+class HostProviders:
+    """What a host application has set up, kept in memory."""
+
+    def __init__(self, sampler: Sampler = DEFAULT_ON) -> None:
+        self.spans = InMemorySpanExporter()
+        self.events = InMemoryLogRecordExporter()
+        self.reader = InMemoryMetricReader()
+        self.tracer_provider = TracerProvider(sampler, shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.logger_provider = LoggerProvider(shutdown_on_exit=False)
+        self.logger_provider.add_log_record_processor(SimpleLogRecordProcessor(self.events))
+        self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+
+    def send(self) -> bool:
+        return True
+
+    def shutdown(self, deadline_s: float) -> None: ...
+
+    def metric_points(self) -> dict[str, dict[tuple[Any, ...], Any]]:
+        data = self.reader.get_metrics_data()
+        return {
+            metric.name: {
+                tuple(sorted(p.attributes.items())): p.value for p in metric.data.data_points
+            }
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+def emit_one(
+    host: HostProviders,
+    health: Health,
+    *,
+    content: str = "hash",
+    flags: int = 1,
+    capture: str = "",
+    **settings: Any,
+) -> OtelSink:
+    policy = make_policy(content, **{CAPTURE_ENV: capture})
+    sink = OtelSink(OtelSettings(**settings), policy, health, telemetry=lambda: host)
+    alert = make_alert(3)
+    request = replace(alert.request, trace=TraceRef(0xABC, 0xDEF, flags))
+    sink.emit(replace(alert, request=request))
+    sink.close(10)
+    return sink
+
+
+def test_the_span_is_a_child_of_a_sampled_request(health: Health) -> None:
+    host = HostProviders()
+    sink = emit_one(host, health)
+    (span,) = host.spans.get_finished_spans()
+    assert (span.name, span.kind) == ("apply_guardrail nae_monitor", SpanKind.INTERNAL)
+    assert span.parent is not None
+    assert (span.parent.trace_id, span.parent.span_id) == (0xABC, 0xDEF)
+    assert span.context.trace_id == 0xABC
+    assert not span.links
+    assert sink.stats()["delivered"] == 1
+
+
+def test_the_span_is_a_root_with_a_link_where_the_request_was_not_sampled(health: Health) -> None:
+    host = HostProviders()
+    emit_one(host, health, flags=0)
+    (span,) = host.spans.get_finished_spans()
+    assert span.parent is None
+    assert span.context.trace_id != 0xABC
+    assert [(x.context.trace_id, x.context.span_id) for x in span.links] == [(0xABC, 0xDEF)]
+
+
+def test_the_span_of_a_request_without_trace_is_a_root_even_inside_another_span(
+    health: Health,
+) -> None:
+    host = HostProviders()
+    sink = OtelSink(OtelSettings(), make_policy(), health, telemetry=lambda: host)
+    with trace.get_tracer("other").start_as_current_span("other"):
+        sink.emit(make_alert(request=Request("r", "r", "m")))
+        assert sink.close(10)
+    (span,) = host.spans.get_finished_spans()
+    assert span.parent is None
+    assert not span.links
+
+
+def test_the_attributes_are_those_of_the_contract(health: Health) -> None:
+    host = HostProviders()
+    emit_one(host, health)
+    (span,) = host.spans.get_finished_spans()
+    expected = {
+        "gen_ai.operation.name": "apply_guardrail",
+        "gen_ai.provider.name": "nae_monitor",
+        "gen_ai.request.model": "some/model",
+        "gen_ai.response.id": "r3",
+        "gen_ai.conversation.id": "session-1",
+        "nae.rule.id": "rule-1",
+        "nae.severity": "high",
+        "nae.risk_score": 75,
+        "nae.first_position": 12,
+        "nae.count": 2,
+        "nae.fve": 0.5,
+        "nae.content": "hash",
+        "nae.explanation": make_policy().digest(CANARIES["explanation"]),
+    }
+    assert span.attributes is not None
+    assert {name: span.attributes.get(name) for name in expected} == expected
+    assert not set(GUARDRAIL_NAMES.values()) & set(span.attributes)
+    assert span.start_time == span.end_time == 1_700_000_000_123_456_792
+
+
+def test_the_unmerged_names_come_with_the_switch(health: Health) -> None:
+    host = HostProviders()
+    emit_one(host, health, guardrail_names=True)
+    (span,) = host.spans.get_finished_spans()
+    assert set(GUARDRAIL_NAMES.values()) <= set(span.attributes or {})
+
+
+def test_the_evaluation_event_belongs_to_the_span(health: Health) -> None:
+    host = HostProviders()
+    emit_one(host, health)
+    (span,) = host.spans.get_finished_spans()
+    (event,) = host.events.get_finished_logs()
+    record = event.log_record
+    assert record.event_name == "gen_ai.evaluation.result"
+    assert (record.trace_id, record.span_id) == (span.context.trace_id, span.context.span_id)
+    assert record.attributes is not None
+    assert record.attributes["gen_ai.evaluation.name"] == "rule-1"
+    assert record.attributes["gen_ai.evaluation.score.value"] == 75.0
+    assert record.attributes["gen_ai.evaluation.score.label"] == "high"
+
+
+@pytest.mark.parametrize(
+    ("content", "capture", "in_span", "in_event"),
+    [
+        ("full", "", False, False),
+        ("full", "SPAN_ONLY", True, False),
+        ("full", "EVENT_ONLY", False, True),
+        ("hash", "true", False, False),
+        ("none", "true", False, False),
+    ],
+)
+def test_text_shows_only_where_privacy_and_the_standard_switch_allow_it(
+    health: Health, content: str, capture: str, in_span: bool, in_event: bool
+) -> None:
+    host = HostProviders()
+    emit_one(host, health, content=content, capture=capture)
+    span = host.spans.get_finished_spans()[0].to_json()
+    event = host.events.get_finished_logs()[0].to_json()
+    assert ("canary" in span, "canary" in event) == (in_span, in_event)
+
+
+def test_a_span_the_host_does_not_record_is_counted_as_dropped(health: Health) -> None:
+    sink = emit_one(HostProviders(ALWAYS_OFF), health, flags=0)
+    assert (sink.stats()["delivered"], sink.stats()["dropped.not_recording"]) == (0, 1)
+
+
+def test_health_and_alerts_are_metrics(health: Health) -> None:
+    health.count("tokens.seen", 7)
+    health.count("dropped.queue_full", 2)
+    host = HostProviders()
+    emit_one(host, health)
+    points = host.metric_points()
+    assert points["nae.tokens"] == {(("nae.stage", "seen"),): 7}
+    assert points["nae.tokens.dropped"] == {(("nae.reason", "queue_full"),): 2}
+    assert list(points["nae.alerts"].values()) == [1]
+    assert points["nae.sink.alerts"][("nae.outcome", "otel.delivered"),] == 1
+
+
+def test_spans_events_and_metrics_reach_a_real_collector(
+    collector: str, receiver: OtlpReceiver, health: Health
+) -> None:
+    sink = OtelSink(OtelSettings(collector), make_policy(), health)
+    sink.emit(make_alert(0))
+    unsampled = replace(make_alert(1).request, trace=TraceRef(5, 6, 0))
+    sink.emit(make_alert(1, request=unsampled))
+    assert sink.close(20)
+    wait_until(lambda: len(receiver.spans) == 2 and len(receiver.events) == 2)
+    child, root = sorted(receiver.spans, key=lambda s: len(s.links))
+    assert (int.from_bytes(child.trace_id, "big"), int.from_bytes(child.parent_span_id, "big")) == (
+        0xABC,
+        0xDEF,
+    )
+    assert root.parent_span_id == b""
+    assert int.from_bytes(root.links[0].span_id, "big") == 6
+    assert {e.event_name for e in receiver.events} == {"gen_ai.evaluation.result"}
+    wait_until(lambda: {"nae.alerts", "nae.sink.alerts"} <= receiver.metric_names)
+
+
+def test_alerts_of_an_absent_collector_wait_and_are_delivered_when_it_comes(
+    health: Health,
+) -> None:
+    port = free_port()
+    sink = OtelSink(OtelSettings(f"http://127.0.0.1:{port}"), make_policy(), health)
+    for n in range(3):
+        sink.emit(make_alert(n))
+    wait_until(lambda: sink._retry_at_s > 0)
+    assert sink.stats()["delivered"] == 0
+    receiver = OtlpReceiver(port)
+    try:
+        wait_until(lambda: sink.stats()["delivered"] == 3, 30)
+        assert len(receiver.spans) == 3
+        assert sink.close(10)
+    finally:
+        receiver.server.stop(0).wait()
+
+
+@pytest.mark.timeout(20)  # the SDK's own flush and shutdown took 27 to 34 s
+def test_without_a_collector_emitting_returns_and_close_keeps_its_deadline(health: Health) -> None:
+    sink = OtelSink(OtelSettings(f"http://127.0.0.1:{free_port()}"), make_policy(), health)
+    for n in range(3000):
+        sink.emit(make_alert(n))
+    assert not sink.close(1.0)
+    stats = sink.stats()
+    assert stats["accepted"] + stats["dropped.queue_full"] == 3000
+    assert stats["pending"] == stats["accepted"]
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://h:1", "http://", "http://h:x"])
+def test_an_impossible_endpoint_stops_the_start(endpoint: str, health: Health) -> None:
+    settings = AlertSettings((SinkSettings("otel", OtelSettings(endpoint)),))
+    with pytest.raises(ConfigurationError, match=r"alert.sinks\[0\].otel: endpoint"):
+        build_sinks(settings, PrivacySettings(), health)
+
+
+def test_a_missing_exporter_package_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "opentelemetry.exporter.otlp"
+    for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    (problem,) = check(OtelSettings("http://h:1"), Mark("here"))
+    assert "not installed" in problem.message
+    assert "nae-monitor[otlp]" in problem.mend
+    assert not check(OtelSettings(), Mark("here"))
