@@ -67,6 +67,8 @@ class TransformersTap:
         self.tokenizer = tokenizer
         self.layer = layer
         device = next(self._block.parameters()).device
+        if device.type == "meta":  # offloaded weights: where the rows will be shows at run time
+            device = torch.device("cpu")
         self._sink = Sink(listener, health, settings, layer, model_name, device)
         self._health = health
         self._lock = threading.Lock()
