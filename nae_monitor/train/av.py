@@ -89,7 +89,8 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: fl
 
 def inject(embeddings: torch.Tensor, vectors: torch.Tensor, prompt: AvPrompt) -> torch.Tensor:
     """Overwrite the marker's embedding of each row [b, t, d] with its rescaled vector [b, d]."""
-    scaled = vectors * (prompt.injection_scale / vectors.norm(dim=-1, keepdim=True))
+    norms = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # a zeroed control stays zero
+    scaled = vectors * (prompt.injection_scale / norms)
     result = embeddings.clone()
     result[:, prompt.marker] = scaled.to(embeddings.dtype)
     return result

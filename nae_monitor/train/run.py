@@ -21,7 +21,7 @@ from nae_monitor.train.wheels import corpus_wheels
 
 Stage = Literal["collect", "av", "ar", "export"]
 STAGES: tuple[Stage, ...] = ("collect", "av", "ar", "export")
-VALIDATION_ROWS = 400
+VALIDATION_ROWS = 256
 
 Progress = Callable[[str, Mapping[str, Any]], None]
 

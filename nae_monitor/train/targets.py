@@ -28,6 +28,7 @@ class Target:
     theme: str
     last: str
     following: str
+    last_token: str = ""  # the piece at the position itself, as it stands at the end of ``last``
 
     @property
     def text(self) -> str:
@@ -69,4 +70,5 @@ def make_target(
         theme=theme,
         last=readable(tokenizer, last_ids[-LAST_TOKENS:]).strip(),
         following=readable(tokenizer, next_ids[:NEXT_TOKENS]),
+        last_token=readable(tokenizer, last_ids[-1:]).strip(),
     )
