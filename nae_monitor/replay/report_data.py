@@ -145,6 +145,8 @@ def _add_rows(
     finished = {name for part in run.recording.request_parts for name in _ids(part)}
     for row in run.recording.activation_columns(_ROW_COLUMNS):
         _count_fidelity(run, row)
+        if run.recording.text_withheld:  # what the columns hold then are hashes, of no use here
+            row = {**row, "token": None, "explanation": None}
         name = row["request_id"]
         if name not in finished and room > 0:
             room -= 1

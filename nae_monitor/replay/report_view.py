@@ -118,6 +118,18 @@ def explanation_spans(finding: Finding) -> list[Span]:
     return [span for span in finding.spans if span.field.split(".")[0] == "explanation"]
 
 
+def _elsewhere(finding: Finding, withheld: bool) -> tuple[str, ...]:
+    """Matches outside the explanation: the field, and its text unless that is a hash."""
+    inside = explanation_spans(finding)
+    return tuple(
+        dict.fromkeys(
+            span.field if withheld else f"{span.field}: {span.text}"
+            for span in finding.spans
+            if span not in inside
+        )
+    )
+
+
 def alerts(run: RunData) -> list[AlertView]:
     """Most severe first; within a severity the rule that hit most often."""
     places = {c.request_id: index for index, c in enumerate(run.conversations)}
@@ -125,8 +137,9 @@ def alerts(run: RunData) -> list[AlertView]:
     for finding in run.findings:
         if finding.state is FindingState.MATCH:
             folded[(finding.request_id, finding.rule_id)].append(finding)
+    withheld = run.recording.text_withheld
     views = [
-        _alert(group, places.get(request_id), run.conversations)
+        _alert(group, places.get(request_id), run.conversations, withheld)
         for (request_id, _), group in folded.items()
     ]
     order = {severity: rank for rank, severity in enumerate(SEVERITIES)}
@@ -134,7 +147,10 @@ def alerts(run: RunData) -> list[AlertView]:
 
 
 def _alert(
-    group: Sequence[Finding], place: int | None, conversations: Sequence[Conversation]
+    group: Sequence[Finding],
+    place: int | None,
+    conversations: Sequence[Conversation],
+    withheld: bool,
 ) -> AlertView:
     best = max(group, key=lambda f: (f.severity.rank, f.fve is not None, f.fve or 0, -f.position))
     row: Mapping[str, Any] = {}
@@ -142,7 +158,6 @@ def _alert(
         rows = conversations[place].rows
         row = next((r for r in rows if r["position"] == best.position and r["decoded"]), {})
     text = row.get("explanation") or ""
-    outside = [span for span in best.spans if span not in explanation_spans(best)]
     return AlertView(
         severity=best.severity.value,
         title=best.title,
@@ -156,7 +171,7 @@ def _alert(
         phase=row.get("phase") or "",
         fve=best.fve if best.fve is not None else row.get("fve"),
         explanation=marked(text, explanation_spans(best)) if text else (),
-        elsewhere=tuple(dict.fromkeys(f"{span.field}: {span.text}" for span in outside)),
+        elsewhere=_elsewhere(best, withheld),
         tags=best.tags,
     )
 
@@ -165,13 +180,18 @@ def page_json(run: RunData) -> dict[str, Any]:
     """Everything the page's script needs, as plain JSON values."""
     ids = run.recording.manifest.get("special_token_ids")
     special = frozenset(i for i in ids if isinstance(i, int)) if isinstance(ids, list) else None
+    withheld = run.recording.text_withheld
     return {
-        "withheld": run.recording.text_withheld,
-        "conversations": [_conversation(c, special or frozenset()) for c in run.conversations],
+        "withheld": withheld,
+        "conversations": [
+            _conversation(c, special or frozenset(), withheld) for c in run.conversations
+        ],
     }
 
 
-def _conversation(conversation: Conversation, special: frozenset[int]) -> dict[str, Any]:
+def _conversation(
+    conversation: Conversation, special: frozenset[int], withheld: bool
+) -> dict[str, Any]:
     record = conversation.record
     by_position: dict[int, list[Finding]] = defaultdict(list)
     for finding in conversation.findings:
@@ -189,11 +209,13 @@ def _conversation(conversation: Conversation, special: frozenset[int]) -> dict[s
         "prompt": record.prompt_token_texts if record else None,
         "output": record.output_token_texts if record else None,
         "special": special_positions(conversation, special),
-        "rows": [_row(row, by_position.get(row["position"], [])) for row in conversation.rows],
+        "rows": [
+            _row(row, by_position.get(row["position"], []), withheld) for row in conversation.rows
+        ],
     }
 
 
-def _row(row: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+def _row(row: Mapping[str, Any], findings: Sequence[Finding], withheld: bool) -> dict[str, Any]:
     text = row["explanation"] or ""
     spans = [span for finding in findings for span in explanation_spans(finding)]
     worst = max((f for f in findings), key=_weight, default=None)
@@ -214,7 +236,9 @@ def _row(row: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
         "bucket": fidelity_bucket(row["fve"]) if row["decoded"] else "",
         "dropped": row["dropped_reason"],
         "mark": _mark(worst),
-        "findings": [_finding(finding) for finding in sorted(findings, key=_weight, reverse=True)],
+        "findings": [
+            _finding(finding, withheld) for finding in sorted(findings, key=_weight, reverse=True)
+        ],
     }
 
 
@@ -237,15 +261,14 @@ def _mark(worst: Finding | None) -> str:
     return worst.severity.value if worst.state is FindingState.MATCH else "undecided"
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
-    outside = [span for span in finding.spans if span not in explanation_spans(finding)]
+def _finding(finding: Finding, withheld: bool) -> dict[str, Any]:
     return {
         "title": finding.title,
         "rule": finding.rule_name,
         "version": finding.rule_version,
         "severity": finding.severity.value,
         "state": finding.state.value,
-        "elsewhere": list(dict.fromkeys(f"{span.field}: {span.text}" for span in outside)),
+        "elsewhere": _elsewhere(finding, withheld),
         "undecided": list(finding.undecided),
     }
 

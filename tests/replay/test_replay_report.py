@@ -180,6 +180,8 @@ def test_a_withheld_run_shows_figures_and_no_text(tmp_path: Path) -> None:
     page = report(tmp_path / "run")
     assert "Text is withheld" in page.text
     assert "keylogger" not in page.text + page.data
+    assert "explanation withheld" in page.text
+    assert not re.search(r"[0-9a-f]{40}", page.text + page.data)  # hashes tell a reader nothing
     assert json.loads(page.data)["withheld"] is True
     assert any(row["fve"] for row in json.loads(page.data)["conversations"][0]["rows"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -424,9 +425,7 @@ def test_several_recordings_are_replayed_as_one(tmp_path: Path) -> None:
 
 
 def test_tens_of_thousands_of_rows_replay_in_bounded_memory(tmp_path: Path) -> None:
-    import tracemalloc
-
-    width, rows = 32, 20_000
+    width, rows = 32, 15_000
     request = Request("r", "r", "m")
     with RecordingWriter(tmp_path / "live", manifest={}, d_model=width, content="full") as writer:
         vector = torch.ones(width)
@@ -453,4 +452,4 @@ def test_tens_of_thousands_of_rows_replay_in_bounded_memory(tmp_path: Path) -> N
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert done.decoded == rows
-    assert peak < 24 * 2**20
+    assert peak < 12 * 2**20  # about 7 MiB; 20 MiB with everything at once
