@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recorder, check_rows, left_padded
+from capture_oracle import Recorder, check_rows, left_padded
 from opentelemetry.sdk.trace import TracerProvider
 from transformers import DynamicCache
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Recorder, assert_untouched, check_rows, left_padded, make
+from capture_oracle import Recorder, assert_untouched, check_rows, left_padded, make
 from transformers import CompileConfig, GenerationConfig
 
 from nae_monitor.capture import TransformersTap, request_scope, self_test

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPE, Recorder, check_rows, left_padded, make
+from capture_oracle import SHAPE, Recorder, check_rows, left_padded, make
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,

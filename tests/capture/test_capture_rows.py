@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EOS, PAD, Recorder, check_rows, left_padded, visible
+from capture_oracle import EOS, PAD, Recorder, check_rows, left_padded, visible
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, GenerationConfig
