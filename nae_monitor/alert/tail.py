@@ -6,12 +6,13 @@ Both are untrusted input: what is no alert event is skipped and counted, never r
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kafka import KafkaConsumer
 
@@ -41,11 +42,13 @@ class JsonlTail:
     """Iterates over the alerts of one file, oldest first.
 
     ``skipped`` counts the lines that are no alert events: a last line torn by a crash, or the
-    end of one that a restart closed.
+    end of one that a restart closed. With ``follow`` it never ends by itself: it waits for
+    further lines, and goes over to the new file when the sink rotates.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, follow: bool = False) -> None:
         self._path = Path(path)
+        self._follow = follow
         self.skipped = 0
 
     def __iter__(self) -> Iterator[ReadAlert]:
@@ -55,15 +58,38 @@ class JsonlTail:
             InputDataError: the file cannot be read.
         """
         try:
-            with self._path.open("rb") as file:
-                while line := file.readline(MAX_LINE_BYTES):
-                    alert = _from_json(line)
-                    if alert is not None:
-                        yield alert
-                    elif line.strip():
-                        self.skipped += 1
+            while True:
+                with self._path.open("rb") as file:
+                    yield from self._read(file)
+                if not self._follow:
+                    return
         except OSError as error:
             raise InputDataError(f"{self._path}: cannot be read: {error.strerror}") from error
+
+    def _read(self, file: BinaryIO) -> Iterator[ReadAlert]:
+        while True:
+            ended = not self._follow or self._was_replaced(file)  # asked before the last read
+            start = file.tell()
+            line = file.readline(MAX_LINE_BYTES)
+            if not ended and len(line) < MAX_LINE_BYTES and not line.endswith(b"\n"):
+                file.seek(start)  # nothing yet, or a line half-written
+                time.sleep(POLL_S)
+                continue
+            if not line:
+                return
+            alert = _from_json(line)
+            if alert is not None:
+                yield alert
+            elif line.strip():
+                self.skipped += 1
+
+    def _was_replaced(self, file: BinaryIO) -> bool:
+        """Whether the path is another file by now, or this one was cut."""
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:  # between the two renames of a rotation
+            return False
+        return there.st_ino != os.fstat(file.fileno()).st_ino or there.st_size < file.tell()
 
 
 class KafkaTail:

@@ -1,0 +1,154 @@
+"""``replay`` and ``report``: recordings judged again, and their HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_from
+from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
+
+if TYPE_CHECKING:
+    from nae_monitor.records import Finding
+    from nae_monitor.replay import Comparison, ReplayRun
+    from nae_monitor.settings import Settings
+
+SHOWN_FINDINGS = 20
+
+
+def replay(
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(help="Recordings, directories of them, or Parquet files with vectors."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.")],
+    config: ConfigOption = None,
+    redecode: Annotated[bool, typer.Option(help="Decode every row again.")] = False,
+    decode_missing: Annotated[
+        bool, typer.Option(help="Decode rows that were dropped live, too.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Vectors a decode call.")] = 16,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="A run or recording to compare findings with; exit 1 if they differ."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge recordings again with the rules and the NLA of a configuration.
+
+    The same configuration gives the findings of the recording, byte for byte. Rows whose
+    decoding was recorded in the clear are not decoded again unless --redecode is given.
+    """
+    from nae_monitor.recording import open_recordings
+    from nae_monitor.replay import compare
+
+    settings = settings_from(config)
+    opened = open_recordings(recordings)  # before minutes are spent on loading
+    if against is not None:
+        open_recordings([against])
+    never_live = all(not recording.manifest for recording in opened)
+    run = _replay(recordings, out, settings, redecode, decode_missing or never_live, batch_size)
+    comparison = compare(against, out) if against is not None else None
+    if as_json:
+        json_line(_as_json(run, comparison))
+    else:
+        _print(run, comparison)
+    if comparison is not None and not comparison.identical:
+        raise typer.Exit(1)
+
+
+def _replay(
+    recordings: list[Path],
+    out: Path,
+    settings: Settings,
+    redecode: bool,
+    decode_missing: bool,
+    batch_size: int,
+) -> ReplayRun:
+    from rich.progress import Progress
+
+    from nae_monitor.health import Health
+    from nae_monitor.monitor import content_key, load_parts
+    from nae_monitor.replay import replay as replay_recordings
+
+    quiet_libraries()
+    health = Health()
+    parts = load_parts(settings, health)
+    with Progress(console=errors(), transient=True) as bar:
+        task = bar.add_task("rows", total=None)
+        return replay_recordings(
+            recordings,
+            out,
+            decoder=parts.decoder,
+            judge=parts.judge,
+            redecode=redecode,
+            decode_missing=decode_missing,
+            batch_size=batch_size,
+            health=health,
+            progress=lambda done, rows: bar.update(task, completed=done, total=rows),
+            model=settings.target.model,
+            manifest={"rules_sha256": parts.rules.fingerprint},
+            hmac_key=content_key(settings.privacy),
+        )
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A recording or a replayed run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write the self-contained HTML report of a recording or a replayed run."""
+    from nae_monitor.replay import write_report
+
+    write_report(run, out)
+    output().print(f"report: {out}", soft_wrap=True)
+
+
+def _as_json(run: ReplayRun, comparison: Comparison | None) -> dict[str, Any]:
+    from nae_monitor.recording import finding_to_json
+
+    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    value = fields | {"directory": str(run.directory), "dropped": dict(run.dropped)}
+    if comparison is not None:
+        value["comparison"] = {
+            "identical": comparison.identical,
+            "same": comparison.same,
+            "new": [finding_to_json(f) for f in comparison.new],
+            "gone": [finding_to_json(f) for f in comparison.gone],
+            "changed": [[finding_to_json(f) for f in pair] for pair in comparison.changed],
+        }
+    return value
+
+
+def _print(run: ReplayRun, comparison: Comparison | None) -> None:
+    console = output()
+    console.print(
+        f"{run.rows} rows: {run.judged} judged ({run.reused} on their live decoding, "
+        f"{run.decoded} decoded now), {run.findings} findings"
+    )
+    for reason, rows in run.dropped.items():
+        console.print(f"  {rows} rows not judged: {reason}")
+    console.print(f"run: {run.directory}", soft_wrap=True)
+    if comparison is None:
+        return
+    console.print(
+        f"compared: {comparison.same} the same, {len(comparison.new)} new, "
+        f"{len(comparison.gone)} gone, {len(comparison.changed)} changed"
+    )
+    lines = [("new", f) for f in comparison.new] + [("gone", f) for f in comparison.gone]
+    lines += [("changed", after) for _, after in comparison.changed]
+    for what, finding in lines[:SHOWN_FINDINGS]:
+        console.print(f"  {what}: {_finding(finding)}", soft_wrap=True)
+    if len(lines) > SHOWN_FINDINGS:
+        console.print(f"  and {len(lines) - SHOWN_FINDINGS} more; --json lists them all")
+
+
+def _finding(finding: Finding) -> str:
+    return (
+        f"{finding.request_id} token {finding.position} {finding.rule_name} "
+        f"{finding.severity.value} {finding.state.value}"
+    )
