@@ -1,0 +1,59 @@
+# make install   the environment in .venv          make demo    the whole pipeline, with a report
+# make test      lint, types, tests                make bench   every benchmark, quickly
+#
+# A machine with a GPU whose own Python already has a CUDA build of torch keeps that torch;
+# anywhere else the pinned build is installed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: install demo test bench clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+HAS_CUDA_TORCH = nvidia-smi >/dev/null 2>&1 && \
+	$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
+
+install: $(STAMP)
+
+# An interpreter without ensurepip (Debian's, without python3-venv) makes the venv without pip and
+# has the system's pip put one in.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed; name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	site=""
+	if $(HAS_CUDA_TORCH); then site="--system-site-packages"; fi
+	$(PYTHON) -m venv $$site .venv 2>/dev/null || {
+		rm -rf .venv
+		$(PYTHON) -m venv $$site --without-pip .venv
+		$(PYTHON) -m pip --python .venv/bin/python install --quiet pip || { rm -rf .venv; exit 1; }
+	}
+
+$(STAMP): pyproject.toml .ci/constraints.txt | $(BIN)/python
+	@cp .ci/constraints.txt .venv/constraints.txt
+	if grep -q 'include-system-site-packages = true' .venv/pyvenv.cfg; then
+		grep -vE '^(torch|triton|nvidia-.*)==' .ci/constraints.txt > .venv/constraints.txt
+	fi
+	$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	@$(BIN)/nae-monitor demo
+
+test: install
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: install
+	@shopt -s nullglob
+	for script in benchmarks/*.py; do
+		echo "== $$script"
+		$(BIN)/python "$$script" --quick
+	done
+
+clean:
+	rm -rf .venv build dist *.egg-info
