@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from nae_monitor.alert.event import AlertEvent
 
+P = ParamSpec("P")
+T = TypeVar("T")
 MAX_PROCESSES = 64
 BUSY_TIMEOUT_S = 1.0
 _SCHEMA = """
@@ -53,6 +58,48 @@ class Row:
     value: bytes
 
 
+class _ForkGate:
+    """Keeps ``fork`` out of SQLite calls: a child born inside one inherits SQLite's locked mutex.
+
+    Such a child would hang in its first SQLite call, for ever. The fork waits for the running
+    call, at most ``WAIT_S``, so that a stalled disk does not stop the host.
+    """
+
+    WAIT_S = 0.5
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._is_held = False
+
+    def before(self) -> None:
+        self._is_held = self.lock.acquire(timeout=self.WAIT_S)
+
+    def after_in_parent(self) -> None:
+        if self._is_held:
+            self.lock.release()
+
+    def after_in_child(self) -> None:
+        self.lock = threading.RLock()
+
+
+_GATE = _ForkGate()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_GATE.before,
+        after_in_parent=_GATE.after_in_parent,
+        after_in_child=_GATE.after_in_child,
+    )
+
+
+def _outside_fork(method: Callable[P, T]) -> Callable[P, T]:
+    @functools.wraps(method)
+    def gated(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _GATE.lock:
+            return method(*args, **kwargs)
+
+    return gated
+
+
 class Outbox:
     """Durable first-in first-out store of at most ``max_events``. For one thread.
 
@@ -60,6 +107,7 @@ class Outbox:
     before stays.
     """
 
+    @_outside_fork
     def __init__(self, path: Path, max_events: int) -> None:
         """Open the first free file for ``path`` and take over what dead processes left.
 
@@ -78,6 +126,7 @@ class Outbox:
             os.close(self._lock_fd)
             raise
 
+    @_outside_fork
     def add(self, events: Sequence[AlertEvent], *, keep_up_to: int = 0) -> int:
         """Commit events in one transaction, synced to disk.
 
@@ -103,6 +152,7 @@ class Outbox:
             )
             return found.rowcount
 
+    @_outside_fork
     def after(self, row_id: int, limit: int) -> list[Row]:
         """The oldest rows beyond ``row_id``, at most ``limit``."""
         rows = self._db.execute(
@@ -112,11 +162,13 @@ class Outbox:
         )
         return [Row(r[0], bytes(r[1]), _unpack(r[2]), bytes(r[3])) for r in rows]
 
+    @_outside_fork
     def delete(self, row_ids: Sequence[int]) -> None:
         """Forget acknowledged rows."""
         with self._db:
             self._db.executemany("DELETE FROM pending WHERE row_id = ?", [(i,) for i in row_ids])
 
+    @_outside_fork
     def reject(self, row_id: int, reason: str) -> None:
         """Set a row aside that no broker will ever take."""
         with self._db:
@@ -127,16 +179,19 @@ class Outbox:
             )
             self._db.execute("DELETE FROM pending WHERE row_id = ?", (row_id,))
 
+    @_outside_fork
     def depth(self) -> int:
         """Rows waiting."""
         return int(self._db.execute("SELECT count(*) FROM pending").fetchone()[0])
 
+    @_outside_fork
     def oldest_unix_ns(self) -> int | None:
         """When the oldest waiting row was accepted."""
         found = self._db.execute("SELECT added_unix_ns FROM pending ORDER BY row_id LIMIT 1")
         row = found.fetchone()
         return None if row is None else int(row[0])
 
+    @_outside_fork
     def close(self) -> None:
         """Release the file; rows stay."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -194,7 +195,8 @@ class RetryingSink(ThreadedSink):
 def _renew_in_child() -> None:
     """The parent's threads and queues do not exist in a forked child; its locks may be held."""
     for sink in list(_ALIVE):
-        sink._start_afresh()
+        with contextlib.suppress(OSError):  # one sink's descriptor must not cost the others
+            sink._start_afresh()
 
 
 if hasattr(os, "register_at_fork"):

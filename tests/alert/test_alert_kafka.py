@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,33 @@ def test_a_forked_child_sends_through_the_sink_it_inherited(
     sink.emit(make_alert(2))
     assert sink.close(20)
     assert sorted(read(broker)) == [0, 1, 2]
+
+
+def test_a_child_forked_in_the_middle_of_commits_can_use_its_outbox(tmp_path: Path) -> None:
+    """SQLite's own mutex, held by another thread at the fork, would hang the child."""
+    outbox, stop = Outbox(tmp_path / "o.sqlite", 1000), threading.Event()
+
+    def commit() -> None:
+        while not stop.is_set():
+            outbox.add(events(Severity.LOW))
+
+    def child() -> None:
+        Outbox(tmp_path / "child.sqlite", 10).add(events(Severity.LOW))
+        os._exit(0)
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    try:
+        for _ in range(25):
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join(30)
+            hangs = process.is_alive()
+            process.kill()
+            assert not hangs
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_an_event_no_broker_takes_is_set_aside_and_the_rest_goes_on(
