@@ -105,6 +105,12 @@ class Monitor:
             raise ConfigurationError(problems)
         return cls(settings, parts, sinks, health, observer)
 
+    def sibling(self, settings: Settings) -> Monitor:
+        """Another monitor over the same decoder and rules, with counters and sinks of its own."""
+        health = Health()
+        sinks = build_sinks(settings.alert, settings.privacy, health)
+        return Monitor(settings, self._parts, sinks, health)
+
     @contextmanager
     def watch(self, model: Any, tokenizer: Any) -> Iterator[None]:
         """Watch every ``model.generate`` inside the block; nothing is patched outside it.

@@ -41,8 +41,9 @@ def train(
         console.print(f"[bold]{name}[/bold]  {figures}", highlight=False)
 
     run = Run(Recipe.from_yaml(recipe), out, device, time_limit_s, show)
-    for name in STAGES if stage == "all" else [stage]:
-        run.stage(name)
+    for name in STAGES:
+        if stage in ("all", name):
+            run.stage(name)
     if stage in ("all", "export"):
         console.print(f"pair written to {out / 'pair'}")
 

@@ -1,0 +1,318 @@
+"""``demo``: the whole pipeline on the embedded default, ending with a report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nae_monitor.cli.terminal import errors, output, printable, quiet_libraries
+from nae_monitor.settings import (
+    AlertSettings,
+    BudgetSettings,
+    JsonlSettings,
+    PrivacySettings,
+    RecordSettings,
+    ScreenSettings,
+    Settings,
+    SinkSettings,
+)
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from nae_monitor.models import Target
+    from nae_monitor.monitor import Monitor
+    from nae_monitor.records import Activation, Decoding, Finding, Verdict
+
+SHOWN_ROWS = 12
+VERDICT_WAIT_S = 120.0
+SPEED_EVERY = 3  # every third prompt is also generated without the monitor and without decoding
+UNMONITORED, SCREENED, MONITORED = (
+    "no monitor",
+    "capture and screen",
+    "capture, screen and decode",
+)
+VARIANTS = (UNMONITORED, SCREENED, MONITORED)
+
+
+def demo(
+    prompts: Annotated[int, typer.Option(min=1, max=24, help="How many of the 24 prompts.")] = 24,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the files.")] = Path(
+        "demo-output"
+    ),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of each reply.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Generate 24 prompts under the monitor and write alerts, a recording and a report.
+
+    The prompts were written for this demo, so its files hold their text in the clear; a
+    configuration of your own hides text unless it says otherwise.
+    """
+    from nae_monitor.models import load_target
+    from nae_monitor.monitor import Monitor
+    from nae_monitor.replay import write_report
+
+    quiet_libraries()
+    out.mkdir(parents=True, exist_ok=True)
+    settings = demo_settings(out)
+    screen = _Screen(as_json)
+    with screen.status("loading the model, the NLA pair, the rules and the sentence encoder"):
+        target = load_target(settings.target.model)
+        monitor = Monitor.from_settings(settings, console=errors(), observer=screen.observe)
+    try:
+        with screen:
+            run = _generate(monitor, target, demo_prompts()[:prompts], max_new_tokens, screen)
+    finally:
+        monitor.close(30.0)
+    report = out / "report.html"
+    assert monitor.recording is not None
+    write_report(monitor.recording, report)
+    summary = _summary(monitor, run, out, report)
+    if as_json:
+        print(json.dumps(summary, indent=2))  # noqa: T201 - the command's output
+    else:
+        _print_summary(summary, run)
+
+
+def demo_settings(out: Path) -> Settings:
+    """The embedded default with everything kept in ``out`` and text in the clear."""
+    return replace(
+        Settings(),
+        screen=ScreenSettings(budget=BudgetSettings(decodes_per_s=50.0, per_request=10)),
+        alert=AlertSettings((SinkSettings("jsonl", JsonlSettings(str(out / "alerts.jsonl"))),)),
+        record=RecordSettings(str(out / "recordings")),
+        privacy=PrivacySettings(content="full"),
+    )
+
+
+def demo_prompts() -> list[Mapping[str, str]]:
+    """The 24 prompts with their kinds."""
+    from nae_monitor.strict_yaml import read_document
+
+    file = resources.files("nae_monitor.cli") / "demo_prompts.yaml"
+    return list(read_document("demo_prompts.yaml", file.read_text(encoding="utf-8")).value)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a demo measured."""
+
+    verdicts: list[tuple[Mapping[str, str], Verdict]] = field(default_factory=list)
+    tokens_per_s: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in VARIANTS}
+    )
+
+
+def _generate(
+    monitor: Monitor,
+    target: Target,
+    prompts: Sequence[Mapping[str, str]],
+    max_new_tokens: int,
+    screen: _Screen,
+) -> _Run:
+    run = _Run()
+    quiet = _without_decoding(monitor)
+    try:
+        for number, prompt in enumerate(prompts):
+            inputs = _inputs(target, prompt["prompt"])
+            request_id = f"demo-{number:02d}"
+            screen.title = f"{number + 1} of {len(prompts)}: {prompt['prompt']}"
+            for name in _variants(number):
+                with _variant(name, monitor, quiet, target, request_id):
+                    run.tokens_per_s[name].append(_timed(target, inputs, max_new_tokens))
+                if name == MONITORED:  # its decodes are done before anything else is timed
+                    verdict = monitor.verdict(request_id, VERDICT_WAIT_S)
+                    run.verdicts.append((prompt, verdict))
+                    screen.verdict(prompt, verdict)
+    finally:
+        quiet.close(1.0)
+    return run
+
+
+def _variants(number: int) -> list[str]:
+    """What prompt ``number`` is generated under, in turning order: no variant is always last."""
+    if number % SPEED_EVERY:
+        return [MONITORED]
+    turn = (number // SPEED_EVERY) % len(VARIANTS)
+    return [*VARIANTS[turn:], *VARIANTS[:turn]]
+
+
+@contextmanager
+def _variant(
+    name: str, monitor: Monitor, quiet: Monitor, target: Target, request_id: str
+) -> Iterator[None]:
+    if name == UNMONITORED:
+        yield
+        return
+    watching = monitor if name == MONITORED else quiet
+    with watching.watch(target.model, target.tokenizer), watching.request(request_id):
+        yield
+
+
+def _without_decoding(monitor: Monitor) -> Monitor:
+    """A second monitor that captures and screens every token and buys no decode."""
+    settings = replace(
+        monitor.settings,
+        screen=replace(
+            monitor.settings.screen, budget=replace(monitor.settings.screen.budget, per_request=0)
+        ),
+        alert=AlertSettings(()),
+        record=RecordSettings(None),
+    )
+    return monitor.sibling(settings)
+
+
+def _inputs(target: Target, prompt: str) -> Any:
+    return target.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+
+
+def _timed(target: Target, inputs: Any, max_new_tokens: int) -> float:
+    """Generate greedily; new tokens per second."""
+    started_s = time.perf_counter()
+    result = target.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=target.tokenizer.pad_token_id,
+    )
+    new = int(result.shape[1]) - int(inputs["input_ids"].shape[1])
+    return new / (time.perf_counter() - started_s)
+
+
+class _Screen:
+    """The live table: the last decoded tokens, what they were read as, and the rules they hit."""
+
+    def __init__(self, silent: bool) -> None:
+        self.title = ""
+        self._silent = silent
+        self._rows: deque[tuple[str, ...]] = deque(maxlen=SHOWN_ROWS)
+        self._console = errors()
+        self._live: Live | None = None
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Say that something takes a while."""
+        if self._silent:
+            yield
+            return
+        with self._console.status(text):
+            yield
+
+    def __enter__(self) -> _Screen:
+        from rich.live import Live
+
+        if not self._silent and self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def observe(
+        self, activation: Activation, decoding: Decoding, findings: Sequence[Finding]
+    ) -> None:
+        """Add one judged row; called in the monitor's own thread."""
+        fve = "unknown" if decoding.fve is None else f"{decoding.fve:.2f}"
+        hits = ", ".join(f.rule_name for f in findings if f.state.value == "match")
+        token = printable(activation.token).replace("\n", "\\n")
+        self._rows.append((str(activation.position), token, printable(decoding.text), fve, hits))
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def verdict(self, prompt: Mapping[str, str], verdict: Verdict) -> None:
+        """Print how a conversation ended, above the live table."""
+        if self._silent:
+            return
+        rules = sorted({f.rule_name for f in verdict.findings if f.state.value == "match"})
+        mark = {"alert": "ALERT", "clean": "clean", "undecided": "undecided"}[verdict.state.value]
+        why = ", ".join(rules) or "; ".join(verdict.reasons)
+        text = f"{mark:9} {prompt['kind']:9} {prompt['prompt'][:60]:60} {why}"
+        self._console.print(text, style="bold red" if rules else None, soft_wrap=True)
+
+    def _table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=printable(self.title)[:100], expand=True, title_justify="left")
+        table.add_column("at", justify="right", width=4)
+        table.add_column("token", width=12, no_wrap=True)
+        table.add_column("explanation", ratio=1)
+        table.add_column("FVE", justify="right", width=7)
+        table.add_column("rules hit", width=18)
+        for row in list(self._rows):
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+
+def _summary(monitor: Monitor, run: _Run, out: Path, report: Path) -> dict[str, Any]:
+    counts = monitor.health.counters()
+    dropped = {k.removeprefix("dropped."): v for k, v in counts.items() if k.startswith("dropped.")}
+    by_kind: dict[str, Counter[str]] = {}
+    for prompt, verdict in run.verdicts:
+        by_kind.setdefault(prompt["kind"], Counter())[verdict.state.value] += 1
+    return {
+        "tokens": {
+            name: counts.get(f"tokens.{name}", 0)
+            for name in ("seen", "excluded", "screened", "sampled", "decoded", "judged")
+        },
+        "dropped": dropped,
+        "alerts": counts.get("alerts.emitted", 0),
+        "verdicts": {kind: dict(states) for kind, states in by_kind.items()},
+        "tokens_per_s": {
+            name: round(statistics.median(values), 2)
+            for name, values in run.tokens_per_s.items()
+            if values
+        },
+        "files": {
+            "alerts": str(out / "alerts.jsonl"),
+            "recording": str(monitor.recording),
+            "report": str(report),
+        },
+    }
+
+
+def _print_summary(summary: Mapping[str, Any], run: _Run) -> None:
+    from rich.table import Table
+
+    console = output()
+    table = Table(title="Demo summary", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column()
+    tokens = summary["tokens"]
+    table.add_row("tokens seen", f"{tokens['seen']}")
+    table.add_row("tokens screened", f"{tokens['screened']} ({tokens['excluded']} too early)")
+    table.add_row("tokens decoded", f"{tokens['decoded']}")
+    table.add_row("tokens dropped", f"{summary['dropped'] or 0}")
+    table.add_row("alerts", f"{summary['alerts']}")
+    for kind, states in summary["verdicts"].items():
+        text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+        table.add_row(f"{kind} prompts", text)
+    for name, median in summary["tokens_per_s"].items():
+        values = run.tokens_per_s[name]
+        table.add_row(f"tokens/s, {name}", f"{median} (median of {len(values)} prompts)")
+    for name, path in summary["files"].items():
+        table.add_row(name, str(path))
+    console.print(table)
+    console.print(
+        "Decoding shares this machine's processor with the model here; in production it runs "
+        "elsewhere.\nFVE says how much of an activation its text gives back, not that the text "
+        "is true."
+    )
