@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from nae_monitor.errors import ConfigurationError, Problem
-from nae_monitor.strict_yaml import Document, KeyPath, nearest
+from nae_monitor.strict_yaml import Document, KeyPath, nearest, shown
 
 T = TypeVar("T")
 
@@ -65,7 +66,9 @@ class _Binder:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key in value:
             if key not in fields:
-                self.problem((*path, key), f"unknown key {key!r} in {name}", nearest(key, fields))
+                self.problem(
+                    (*path, key), f"unknown key {shown(key)} in {name}", nearest(key, fields)
+                )
         before = len(self.problems)
         kept: dict[str, Any] = {}
         for key, spec in fields.items():
@@ -91,7 +94,7 @@ class _Binder:
     def _literal(self, allowed: tuple[Any, ...], value: Any, path: KeyPath) -> Any:
         if value not in allowed:
             choices = ", ".join(str(a) for a in allowed)
-            return self.problem(path, f"{path[-1]} is {value!r}", f"one of: {choices}")
+            return self.problem(path, f"{path[-1]} is {shown(value)}", f"one of: {choices}")
         return value
 
     def _tuple(self, item: Any, value: Any, path: KeyPath) -> Any:
@@ -102,8 +105,18 @@ class _Binder:
     def _scalar(self, hint: Any, value: Any, path: KeyPath) -> Any:
         if hint is Any:
             return value
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return self._number(value, path)
         if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
             return value
-        return self.problem(path, f"{path[-1]} is {value!r}", f"expected {hint.__name__}")
+        return self.problem(path, f"{path[-1]} is {shown(value)}", f"expected {hint.__name__}")
+
+    def _number(self, value: int | float, path: KeyPath) -> Any:
+        """A finite float: NaN would pass every check of a range."""
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        return self.problem(path, f"{path[-1]} is {shown(value)}", "expected a finite number")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from nae_monitor.binding import bind
 from nae_monitor.errors import ConfigurationError, Problem
-from nae_monitor.strict_yaml import Document, nearest, read_document
+from nae_monitor.strict_yaml import Document, nearest, read_document, shown
 
 SinkKind = Literal["console", "jsonl", "otel", "kafka"]
 EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
@@ -44,6 +44,8 @@ class NlaSettings:
             raise ValueError(f"engine is {self.engine!r}; use torch, vllm:URL or sglang:URL")
         if self.batch_size < 1 or self.max_new_tokens < 1 or self.temperature < 0:
             raise ValueError("batch_size and max_new_tokens are at least 1, temperature at least 0")
+        if self.timeout_s <= 0:
+            raise ValueError("timeout_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,10 @@ class DetectSettings:
 
     rules: tuple[str, ...] = ("builtin",)
     encoder: str | None = "embedded/all-minilm-l6-v2"
+
+    def __post_init__(self) -> None:
+        if not self.rules:  # nothing could ever match, and every request would look clean
+            raise ValueError("rules is empty; name a rule file, a directory, or builtin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +161,10 @@ class RecordSettings:
 
     dir: str | None = None
     keep: Literal["candidates", "decoded"] = "candidates"
+
+    def __post_init__(self) -> None:
+        if self.dir == "":
+            raise ValueError("dir is empty; name a directory, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,15 +253,18 @@ def _sink(
         kind, options = next(iter(item.items()))
     if not isinstance(kind, str) or kind not in _SINK_OPTIONS:
         hint = nearest(str(kind), _SINK_OPTIONS)
-        problems.append(Problem(document.mark(path), f"unknown sink {kind!r}", hint))
+        problems.append(Problem(document.mark(path), f"unknown sink {shown(kind)}", hint))
         return None
     cls = _SINK_OPTIONS[kind]
     name = cast(SinkKind, kind)
     if cls is None:
+        if options is not None:
+            where = document.mark((*path, kind))
+            problems.append(Problem(where, f"the {kind} sink has no options", f"write {kind}"))
         return SinkSettings(name)
     if cls is JsonlSettings and isinstance(options, str):
-        return SinkSettings(name, JsonlSettings(options))
-    place = Document({"options": options or {}}, _moved(document, (*path, kind)), document.file)
+        options = {"path": options}
+    place = Document({"options": options}, _moved(document, (*path, kind)), document.file)
     try:
         return SinkSettings(name, bind(place, cls, ("options",)))
     except ConfigurationError as error:
@@ -262,6 +275,5 @@ def _sink(
 def _moved(document: Document, old: tuple[str | int, ...]) -> dict[tuple[str | int, ...], Any]:
     """The marks under ``old``, re-rooted at ``options``."""
     size = len(old)
-    return {
-        ("options", *path[size:]): m for path, m in document.marks.items() if path[:size] == old
-    }
+    moved = {path[size:]: m for path, m in document.marks.items() if path[:size] == old}
+    return {("options", *path): m for path, m in moved.items()} | {("options",): document.mark(old)}

@@ -7,7 +7,7 @@ into more than its own size (YAML 1.1 as PyYAML's C loader reads it).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,12 @@ KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 32
 
+SHOWN_CHARS = 80  # of a value in a message
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PLAIN_TAGS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+# What PyYAML's constructors raise for a scalar that is not what its tag or its form says.
+_NOT_OF_TYPE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +56,13 @@ def read_documents(path: Path | str, text: str | None = None) -> list[Document]:
     name = str(path)
     content = _read(Path(path)) if text is None else text
     if len(content) > MAX_FILE_BYTES:
-        raise _error(Mark(name), f"larger than {MAX_FILE_BYTES} bytes", "split the file")
-    loader = _Loader(content)
-    documents: list[Document] = []
+        raise _too_large(name)
     try:
-        _refuse_aliases(content, name)
-        while loader.check_node():
-            marks: dict[KeyPath, Mark] = {}
-            value = _plain(loader, loader.get_node(), (), name, marks)
-            documents.append(Document(value, marks, name))
+        return list(_documents(content, name))
     except yaml.YAMLError as error:
         raise _broken(error, name) from error
-    except RecursionError as error:
-        raise _error(Mark(name), "nested too deeply", f"at most {MAX_DEPTH} levels") from error
-    finally:
-        loader.dispose()
-    return documents
+    except UnicodeEncodeError as error:  # a lone surrogate
+        raise _error(Mark(name), "holds text that is not Unicode", "save it as UTF-8") from error
 
 
 def read_document(path: Path | str, text: str | None = None) -> Document:
@@ -84,7 +80,7 @@ def unknown_keys(document: Document, path: KeyPath, known: Iterable[str]) -> lis
         value = value[step]
     names = list(known)
     return [
-        Problem(document.mark((*path, key)), f"unknown key {key!r}", nearest(str(key), names))
+        Problem(document.mark((*path, key)), f"unknown key {shown(key)}", nearest(str(key), names))
         for key in value
         if key not in names
     ]
@@ -97,15 +93,37 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
 
 
+def shown(value: Any) -> str:
+    """A value as a message quotes it: its repr, cut."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
+
+
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise _error(Mark(str(path)), f"larger than {MAX_FILE_BYTES} bytes", "split the file")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise _error(Mark(str(path)), f"cannot be read: {error.strerror}", "") from error
+        with path.open("rb") as file:  # bounded reading: a device has no size
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        why = getattr(error, "strerror", None) or "no such name"
+        raise _error(Mark(str(path)), f"cannot be read: {why}", "") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise _too_large(str(path))
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _error(Mark(str(path)), "is not UTF-8", "save it as UTF-8") from error
+
+
+def _documents(content: str, name: str) -> Iterator[Document]:
+    _refuse_aliases(content, name)
+    loader = _Loader(content)
+    try:
+        while loader.check_node():
+            marks: dict[KeyPath, Mark] = {}
+            value = _plain(loader, loader.get_node(), (), name, marks)
+            yield Document(value, marks, name)
+    finally:
+        loader.dispose()
 
 
 def _refuse_aliases(content: str, name: str) -> None:
@@ -126,12 +144,14 @@ def _refuse_aliases(content: str, name: str) -> None:
 def _plain(loader: Any, node: Any, path: KeyPath, name: str, marks: dict[KeyPath, Mark]) -> Any:
     place = Mark(name, node.start_mark.line + 1, node.start_mark.column + 1)
     marks.setdefault(path, place)
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        raise _error(place, f"the tag {shown(node.tag)} is not allowed", "remove the tag")
     if isinstance(node, yaml.SequenceNode):
         return [
             _plain(loader, child, (*path, i), name, marks) for i, child in enumerate(node.value)
         ]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        return _scalar(loader, node, place)
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key_place = Mark(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
@@ -139,17 +159,29 @@ def _plain(loader: Any, node: Any, path: KeyPath, name: str, marks: dict[KeyPath
             raise _error(key_place, "keys must be plain text", "")
         key = str(key_node.value)
         if key in result:
-            raise _error(key_place, f"duplicate key {key!r}", "remove one")
+            raise _error(key_place, f"duplicate key {shown(key)}", "remove one")
         marks[(*path, key)] = key_place
         result[key] = _plain(loader, value_node, (*path, key), name, marks)
     return result
 
 
+def _scalar(loader: Any, node: Any, place: Mark) -> Any:
+    try:
+        return loader.construct_object(node)
+    except _NOT_OF_TYPE as error:
+        message = f"{shown(node.value)} is not of the type it is written as"
+        raise _error(place, message, "quote it if it is text") from error
+
+
 def _broken(error: yaml.YAMLError, name: str) -> ConfigurationError:
     mark = getattr(error, "problem_mark", None)
     place = Mark(name, mark.line + 1, mark.column + 1) if mark else Mark(name)
-    problem = getattr(error, "problem", None) or str(error)
-    return _error(place, f"is not valid YAML: {problem}", "")
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None)
+    return _error(place, f"is not valid YAML: {problem or type(error).__name__}", "")
+
+
+def _too_large(name: str) -> ConfigurationError:
+    return _error(Mark(name), f"larger than {MAX_FILE_BYTES} bytes", "split the file")
 
 
 def _error(where: Mark, message: str, mend: str) -> ConfigurationError:
