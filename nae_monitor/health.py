@@ -7,7 +7,9 @@ the package may swallow an exception. Reading is cheap and never blocks the serv
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,12 @@ class Health:
         self._ledger_limit = ledger_limit
         self._failures_in_row: Counter[str] = Counter()
         self._open: set[str] = set()
+        # A fork while another thread counts would leave the child a lock that nobody frees.
+        child = weakref.WeakMethod(self._renew_lock)
+        os.register_at_fork(after_in_child=lambda: (renew := child()) and renew())
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def count(self, name: str, amount: int = 1, *, request_id: str | None = None) -> None:
         """Add ``amount`` to a counter such as ``tokens.seen`` or ``dropped.queue_full``."""

@@ -147,7 +147,9 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
 
 
 def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict[str, Any]:
-    finding: dict[str, Any] = {
+    # No confidence_score: fidelity says how much of an activation its text gives back, not how
+    # likely the text is to be true, and a consumer would read it as the latter.
+    return {
         "activity_id": 1,
         "category_uid": 2,
         "class_uid": 2004,
@@ -181,11 +183,6 @@ def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict
         "evidences": [{"data": _evidence(e)} for e in alert.evidence],
         "unmapped": _unmapped(alert, policy),
     }
-    fve = finite(alert.evidence[0].fve) if alert.evidence else None
-    if fve is not None:
-        # How faithful the best explanation is, not how likely it is to be true.
-        finding["confidence_score"] = round(100 * min(1.0, max(0.0, fve)))
-    return finding
 
 
 def _evidence(evidence: Evidence) -> dict[str, Any]:
@@ -224,6 +221,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
         "gen_ai.conversation.id": request.session_id,
         "nae.tenant": request.tenant,
         "nae.nla.id": alert.nla_id,
+        "nae.fve": finite(alert.evidence[0].fve) if alert.evidence else None,
         "nae.first_position": alert.first_position,
         "nae.last_position": alert.last_position,
         "nae.count": alert.count,

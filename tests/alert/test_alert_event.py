@@ -82,9 +82,15 @@ def test_sequences_sort_as_text() -> None:
     assert sequences == sorted(sequences)
 
 
+def test_fidelity_is_reported_as_itself_and_never_as_confidence() -> None:
+    event = event_of(make_alert(evidence=(make_evidence(fve=0.61),)))
+    assert event.data["unmapped"]["nae.fve"] == 0.61
+    assert "confidence_score" not in event.data
+
+
 def test_unknown_and_non_finite_numbers_are_left_out() -> None:
     event = event_of(
         make_alert(evidence=(make_evidence(fve=None), make_evidence(fve=float("nan"))))
     )
-    assert "confidence_score" not in event.data
+    assert "nae.fve" not in event.data["unmapped"]
     assert all("fve" not in evidence["data"] for evidence in event.data["evidences"])
