@@ -35,6 +35,7 @@ class CollectOptions:
     positions_per_document: int = 5
     min_position: int = 10
     batch_size: int = 96
+    max_batches: int | None = None  # stop after so many, in the shuffled order
     autocast: bool = False  # bfloat16 matrix products, float32 residual stream
 
 
@@ -256,7 +257,7 @@ def collect(
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     special = frozenset(tokenizer.all_special_ids)
     opening = opening_tokens(tokenizer)
-    order = np.random.default_rng(seed).permutation(len(batches)).tolist()
+    order = np.random.default_rng(seed).permutation(len(batches)).tolist()[: options.max_batches]
     for done, number in enumerate(order):
         batch = batches[number]
         path = directory / f"shard-{number:05d}.parquet"
@@ -266,4 +267,4 @@ def collect(
             positions = [choose_positions(c, special, opening, options, rng) for c in conversations]
             vectors, following = measure(model, conversations, positions, options)
             write_shard(path, conversations, positions, vectors, following, special)
-        yield done + 1, len(batches)
+        yield done + 1, len(order)
