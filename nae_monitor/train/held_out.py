@@ -35,7 +35,7 @@ def held_out_examples(recipe: Recipe, split: str, documents: int, progress: Prog
     The documents are the first of the split in an order fixed by the recipe's seed.
     """
     target = load_target(recipe.target)
-    options = replace(recipe.collect, autocast=False, batch_size=32)
+    options = replace(recipe.collect, autocast=False, batch_size=32, max_batches=None)
     chosen = [(d, s) for d, s in split_corpus(recipe) if s == split][:documents]
     directory = cache_directory() / "held-out" / f"{recipe.nla_id}-{split}-{documents}"
     stamp = directory / "options.json"
