@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from nae_monitor.cli.alerts import alerts_app
+from nae_monitor.cli.demo import demo
 from nae_monitor.cli.doctor import doctor
 from nae_monitor.cli.generate import generate, record
 from nae_monitor.cli.nla import nla_app
@@ -54,8 +53,7 @@ def options(
         raise typer.Exit
 
 
-if find_spec("nae_monitor.cli.demo"):
-    app.command()(import_module("nae_monitor.cli.demo").demo)
+app.command()(demo)
 app.command()(generate)
 app.command()(record)
 app.command()(replay)

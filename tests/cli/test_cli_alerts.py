@@ -1,0 +1,81 @@
+"""``alerts tail``: readable alerts from a file, followed over a rotation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+Config = Callable[..., str]
+
+
+@pytest.fixture
+def alerts(cli: Cli, config: Config, prompts: Path, tmp_path: Path) -> Path:
+    """A file that the jsonl sink wrote."""
+    path = tmp_path / "alerts.jsonl"
+    sinks = {"sinks": [{"jsonl": str(path)}]}
+    command = ("generate", "-c", config(alert=sinks), "-p", prompts, "--max-new-tokens", "6")
+    assert cli(*command).code == 0
+    return path
+
+
+def test_an_alert_is_one_readable_line(cli: Cli, alerts: Path) -> None:
+    done = cli("alerts", "tail", alerts)
+    lines = done.out.splitlines()
+    assert len(lines) == len(alerts.read_text().splitlines()) >= 2
+    assert all(" LOW Anything at all [anything] request " in line for line in lines)
+
+
+def test_json_is_the_whole_event(cli: Cli, alerts: Path) -> None:
+    done = cli("alerts", "tail", alerts, "--json")
+    assert done.objects[0]["specversion"] == "1.0"
+    assert done.objects[0]["data"]["class_uid"] == 2004
+
+
+def test_what_is_no_alert_is_counted_and_skipped(cli: Cli, alerts: Path) -> None:
+    events = len(alerts.read_text().splitlines())
+    with alerts.open("a") as file:
+        file.write('{"half": \n[]\n')
+    done = cli("alerts", "tail", alerts)
+    assert done.code == 0
+    assert "note: 2 entries are no alert events" in done.err
+    assert len(done.out.splitlines()) == events
+
+
+def test_an_event_cannot_drive_the_terminal(cli: Cli, alerts: Path) -> None:
+    event = json.loads(alerts.read_text().splitlines()[0])
+    event["data"]["finding_info"]["title"] = "\x1b[2Jgone\nerror: forged"
+    alerts.write_text(json.dumps(event) + "\n")
+    done = cli("alerts", "tail", alerts)
+    assert "\x1b" not in done.out
+    assert len(done.out.splitlines()) == 1
+
+
+def test_following_goes_on_over_half_lines_and_a_rotation(alerts: Path) -> None:
+    first = alerts.read_text().splitlines()[0] + "\n"
+    alerts.write_text(first)
+    command = [Path(sys.executable).with_name("nae-monitor"), "alerts", "tail", alerts, "-f"]
+    with subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        with alerts.open("a") as file:
+            file.write(first[:50])
+            file.flush()
+            file.write(first[50:])
+        assert process.stdout.readline()
+        alerts.rename(alerts.with_name("alerts.jsonl.1"))
+        alerts.write_text(first)
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.strip() == "interrupted"
