@@ -45,6 +45,19 @@ class Health:
             if request_id is not None:
                 self._ledger(request_id)[name] += amount
 
+    def count_each(self, name: str, amounts: Mapping[str, int]) -> None:
+        """As :meth:`count` for several requests at once: ``amounts`` by request id."""
+        with self._lock:
+            self._counts[name] += sum(amounts.values())
+            for request_id, amount in amounts.items():
+                self._ledger(request_id)[name] += amount
+
+    def counted(self, name: str, request_id: str) -> int:
+        """One entry of a request's ledger; 0 also where the ledger was forgotten."""
+        with self._lock:
+            ledger = self._ledgers.get(request_id)
+            return 0 if ledger is None else ledger[name]
+
     def _ledger(self, request_id: str) -> Counter[str]:
         ledger = self._ledgers.get(request_id)
         if ledger is None:
@@ -76,6 +89,21 @@ class Health:
         if self._failures_in_row.get(component):
             with self._lock:
                 self._failures_in_row[component] = 0
+
+    def recovered(self, component: str) -> None:
+        """Close the component's circuit: a trial call went well."""
+        with self._lock:
+            self._failures_in_row[component] = 0
+            if component not in self._open:
+                return
+            self._open.discard(component)
+            self._counts[f"circuit_closed.{component}"] += 1
+        log.warning("%s works again and is on", component)
+
+    def open_circuits(self) -> frozenset[str]:
+        """Every component that is switched off."""
+        with self._lock:
+            return frozenset(self._open)
 
     def is_open(self, component: str) -> bool:
         """Whether the component's circuit is open, i.e. it is switched off."""
