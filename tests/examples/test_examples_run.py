@@ -1,0 +1,62 @@
+"""Each example runs as it stands, and shows what its story promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nae_monitor.detect import load_rules, run_inline_tests
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+EMBEDDED = ROOT / "nae_monitor" / "models" / "embedded" / "smollm2-135m-l20-av"
+needs_pair = pytest.mark.skipif(
+    not EMBEDDED.is_dir(), reason="the embedded NLA pair is not in this checkout"
+)
+
+
+def run(name: str, *arguments: str | Path, cwd: Path) -> str:
+    command = [sys.executable, EXAMPLES / name, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_explains_itself(path: Path, tmp_path: Path) -> None:
+    assert "usage: " in run(path.name, "--help", cwd=tmp_path)
+
+
+def test_the_house_rules_pass_their_own_tests() -> None:
+    results = run_inline_tests(load_rules([EXAMPLES / "rules"]))
+    assert [r.outcome for r in results] == ["passed"] * 2
+
+
+@pytest.mark.live
+@pytest.mark.timeout(600)
+@needs_pair
+def test_my_model_is_watched(tmp_path: Path) -> None:
+    said = run("watch_my_model.py", "--max-new-tokens", "8", cwd=tmp_path)
+    assert said.count("tokens judged") == 2
+
+
+@pytest.mark.live
+@pytest.mark.timeout(600)
+@needs_pair
+def test_alerts_arrive_from_kafka(tmp_path: Path) -> None:
+    said = run("alerts_from_kafka.py", cwd=tmp_path)
+    assert "serving: alert" in said
+    assert "rule credentials_asked_for, request r1" in said
+
+
+@pytest.mark.live
+@pytest.mark.timeout(600)
+@needs_pair
+def test_a_recording_is_judged_by_other_rules(tmp_path: Path) -> None:
+    said = run("rejudge_recording.py", "--out", tmp_path / "run", cwd=tmp_path)
+    assert "credentials_asked_for: request r1" in said
+    assert "credentials_asked_for: request r0" not in said
+    assert (tmp_path / "run" / "report.html").is_file()
