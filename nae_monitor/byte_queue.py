@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -11,36 +10,58 @@ T = TypeVar("T")
 
 
 class ByteQueue(Generic[T]):
-    """First in, first out. ``offer`` never waits; ``take`` waits for a first item only."""
+    """First in, first out, for any number of offering threads and one that takes.
+
+    ``offer`` never waits for room. Only :meth:`wait` waits, for a first item.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
+        self.renew()
+
+    def renew(self) -> None:
+        """Start empty and open, with a lock of its own: for a forked child."""
         self._items: deque[tuple[T, int]] = deque()
         self._bytes = 0
+        self._closed = False
+        self._woken = False
         self._changed = threading.Condition()
 
     def offer(self, item: T, size_bytes: int) -> bool:
-        """Append, or return False where the queue is full. Size 0 is always taken."""
+        """Append, or return False where the queue is full or closed. Size 0 always has room."""
         with self._changed:
-            if size_bytes and self._bytes + size_bytes > self._limit_bytes:
+            if self._closed or (size_bytes and self._bytes + size_bytes > self._limit_bytes):
                 return False
             self._items.append((item, size_bytes))
             self._bytes += size_bytes
             self._changed.notify()
             return True
 
-    def take(self, limit: int, wait_s: float) -> list[T]:
-        """Up to ``limit`` items; [] if none came within ``wait_s``."""
-        deadline_s = time.monotonic() + wait_s
+    def wait(self, timeout_s: float) -> None:
+        """Return when there is an item, :meth:`wake` was called, or the time is over."""
         with self._changed:
-            while not self._items:
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    return []
-                self._changed.wait(left_s)
+            if not self._items and not self._woken:
+                self._changed.wait(timeout_s)
+            self._woken = False
+
+    def wake(self) -> None:
+        """End the wait that is under way, or the next one."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+    def take(self, limit: int) -> list[T]:
+        """Up to ``limit`` items, at once; their bytes are free again."""
+        with self._changed:
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(size for _, size in taken)
             return [item for item, _ in taken]
+
+    def close(self) -> list[T]:
+        """Refuse everything from now on; returns what was left."""
+        with self._changed:
+            self._closed = True
+        return self.take(len(self._items))
 
     def __len__(self) -> int:
         return len(self._items)

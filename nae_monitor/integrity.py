@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import uuid
+from collections.abc import Iterator
 
 from nae_monitor.records import Alert, Request, Severity
 
 RULE_NAME = "monitor_blind"
 RULE_ID = "5b7d2f0e-1f0c-4c0f-9a44-6f0a2d5c9e10"
-_SEQUENCE = itertools.count()
 
 
-def blind_alert(component: str, why: str, request: Request, nla_id: str) -> Alert:
+def blind_alert(
+    component: str, why: str, request: Request, nla_id: str, sequence: Iterator[int]
+) -> Alert:
     """A critical alert naming the component and the reason; ``why`` must hold no content."""
     now_unix_ns = time.time_ns()
     return Alert(
@@ -32,6 +33,6 @@ def blind_alert(component: str, why: str, request: Request, nla_id: str) -> Aler
         held_back=0,
         evidence=(),
         nla_id=nla_id,
-        sequence=next(_SEQUENCE),
+        sequence=next(sequence),
         time_unix_ns=now_unix_ns,
     )

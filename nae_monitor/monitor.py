@@ -11,44 +11,43 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import atexit
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
 from nae_monitor.alert import Sinks, build_sinks
-from nae_monitor.capture import RequestContext, TransformersTap, request_scope
-from nae_monitor.decode import Decoder, load_nla
-from nae_monitor.detect import Judge, RuleSet, load_rules
-from nae_monitor.errors import CheckpointError, ConfigurationError, Mark, Problem
+from nae_monitor.capture import RequestContext, TransformersTap, request_scope, self_test
+from nae_monitor.capture.blocks import inner_model
+from nae_monitor.errors import (
+    CheckpointError,
+    ConfigurationError,
+    Mark,
+    Problem,
+    UnsupportedError,
+)
 from nae_monitor.health import Health
-from nae_monitor.models import load_encoder, resolve_nla, resolve_target
+from nae_monitor.parts import Parts, collect, content_key, load_parts
 from nae_monitor.pipeline import Observer, Pipeline
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import TraceRef, Verdict
 from nae_monitor.screen import SamplingScreen
-from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.settings import Settings
 from nae_monitor.token_text import TokenText
 from nae_monitor.verdicts import fold_verdicts
 from nae_monitor.version import __version__
 
-T = TypeVar("T")
+__all__ = ["Monitor", "Parts", "content_key", "load_parts"]
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Parts:
-    """What a monitor, a worker and a replay share: the decoder and the judge."""
-
-    decoder: Decoder
-    rules: RuleSet
-    judge: Judge
+SINKS_SHARE = 0.2  # of a deadline, kept for delivering alerts
+EXIT_DEADLINE_S = 2.0  # for a process that ends without closing its monitor
 
 
 class Monitor:
@@ -68,8 +67,11 @@ class Monitor:
         self._parts = parts
         self._sinks = sinks
         self._observer = observer
-        self._recorder: RecordingWriter | None = None
         self._pipeline: Pipeline | None = None
+        self._starting = threading.Lock()
+        self._watched: set[int] = set()  # ids of models inside a watch block
+        self._tested: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._closed = False
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Monitor:
@@ -92,10 +94,10 @@ class Monitor:
         """As :meth:`from_yaml`, from settings at hand; ``observer`` sees every judged row."""
         health = Health()
         problems: list[Problem] = []
-        parts = _collect(problems, lambda: load_parts(settings, health))
+        parts = collect(problems, lambda: load_parts(settings, health))
         if settings.record.dir is not None:
-            _collect(problems, lambda: _check_writable(Path(settings.record.dir or "")))
-        sinks = _collect(
+            collect(problems, lambda: _check_writable(Path(settings.record.dir or "")))
+        sinks = collect(
             problems,
             lambda: build_sinks(settings.alert, settings.privacy, health, console=console),
         )
@@ -115,23 +117,26 @@ class Monitor:
     def watch(self, model: Any, tokenizer: Any) -> Iterator[None]:
         """Watch every ``model.generate`` inside the block; nothing is patched outside it.
 
+        The first time a model is watched a few tokens are generated, to see that what is
+        captured is what the model computes. Several models may be watched, at once or in turn.
+
         Raises:
             CheckpointError: the model's width is not the NLA's.
-            UnsupportedError, ConfigurationError: the model cannot be tapped at the NLA's layer.
+            UnsupportedError: the model cannot be tapped at the NLA's layer, its rows are not its
+                hidden states, it is being watched already, or this monitor is closed.
+            ConfigurationError: the layer is out of range, or the recording cannot be written.
         """
-        self._refuse_other_width(model)
-        pipeline = self._start(tokenizer)
-        tap = TransformersTap(
-            model,
-            tokenizer,
-            layer=self._parts.decoder.layer,
-            settings=self.settings.capture,
-            listener=pipeline,
-            health=self.health,
-            model_name=self.settings.target.model,
-        )
-        with tap:
-            yield
+        inner = inner_model(model)
+        self._refuse_other_width(inner)
+        with self._starting:
+            if id(inner) in self._watched:  # each row would count twice
+                raise UnsupportedError("this monitor is watching the model already")
+            self._watched.add(id(inner))
+        try:
+            with self._tap(model, tokenizer):
+                yield
+        finally:
+            self._watched.discard(id(inner))
 
     def request(
         self,
@@ -157,45 +162,70 @@ class Monitor:
             True if nothing was left undone; what was is counted in :attr:`health`.
         """
         end_s = time.monotonic() + deadline_s
-        done = self._pipeline.close(deadline_s) if self._pipeline else True
-        if self._recorder is not None:
-            with self.health.guard("record"):
-                self._recorder.close()
-        return self._sinks.close(max(0.5, end_s - time.monotonic())) and done
+        with self._starting:
+            self._closed = True
+        done = True
+        if self._pipeline is not None:
+            done = self._pipeline.close(deadline_s * (1 - SINKS_SHARE))
+        delivered = self._sinks.close(max(SINKS_SHARE * deadline_s, end_s - time.monotonic()))
+        atexit.unregister(self._close_at_exit)
+        return delivered and done
 
     def sink_stats(self) -> Mapping[str, Mapping[str, int]]:
         """Accepted, delivered and dropped alerts of each sink."""
         return self._sinks.stats()
 
-    def _start(self, tokenizer: Any) -> Pipeline:
-        if self._pipeline is None:
-            self._recorder = self._open_recording(tokenizer)
-            self._pipeline = Pipeline(
-                self.settings,
-                self.health,
-                screen=SamplingScreen(self.settings.screen, seed=self.settings.nla.seed),
-                decoder=self._parts.decoder,
-                judge=self._parts.judge,
-                sinks=self._sinks,
-                recorder=self._recorder,
-                observer=self._observer,
-            )
-        self._pipeline.use_tokenizer(TokenText(tokenizer))
-        return self._pipeline
+    def _tap(self, model: Any, tokenizer: Any) -> TransformersTap:
+        layer = self._parts.decoder.layer
+        inner = inner_model(model)
+        listener = self._started(tokenizer).listener(TokenText(tokenizer))
+        if inner not in self._tested:
+            self_test(model, tokenizer, layer=layer)
+            self._tested.add(inner)
+        return TransformersTap(
+            model,
+            tokenizer,
+            layer=layer,
+            settings=self.settings.capture,
+            listener=listener,
+            health=self.health,
+            model_name=self.settings.target.model,
+        )
 
-    def _open_recording(self, tokenizer: Any) -> RecordingWriter | None:
-        if self.settings.record.dir is None:
-            return None
+    def _started(self, tokenizer: Any) -> Pipeline:
+        with self._starting:
+            if self._closed:
+                raise UnsupportedError("this monitor is closed; make another to watch a model")
+            if self._pipeline is None:
+                recorded = self.settings.record.dir is not None
+                special = sorted(tokenizer.all_special_ids) if recorded else []
+                self._pipeline = Pipeline(
+                    self.settings,
+                    self.health,
+                    screen=SamplingScreen(self.settings.screen, seed=self.settings.nla.seed),
+                    decoder=self._parts.decoder,
+                    judge=self._parts.judge,
+                    sinks=self._sinks,
+                    open_recorder=(lambda: self._open_recording(special)) if recorded else None,
+                    observer=self._observer,
+                )
+                atexit.register(self._close_at_exit)
+            return self._pipeline
+
+    def _close_at_exit(self) -> None:
+        self.close(EXIT_DEADLINE_S)
+
+    def _open_recording(self, special_token_ids: list[int]) -> RecordingWriter:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-        self.recording = Path(self.settings.record.dir) / name
-        return RecordingWriter(
-            self.recording,
+        directory = Path(self.settings.record.dir or "") / name
+        writer = RecordingWriter(
+            directory,
             manifest={
                 "model": self.settings.target.model,
                 "layer": self._parts.decoder.layer,
                 "nla_id": self._parts.decoder.nla_id,
                 "rules_sha256": self._parts.rules.fingerprint,
-                "special_token_ids": sorted(tokenizer.all_special_ids),
+                "special_token_ids": special_token_ids,
                 "nae_monitor": __version__,
             },
             d_model=self._parts.decoder.d_model,
@@ -203,51 +233,20 @@ class Monitor:
             content=self.settings.privacy.content,
             hmac_key=content_key(self.settings.privacy),
         )
+        self.recording = directory
+        return writer
 
     def _refuse_other_width(self, model: Any) -> None:
-        config = model.config.get_text_config()
-        width, expected = int(config.hidden_size), self._parts.decoder.d_model
-        if width != expected:
+        expected = self._parts.decoder.d_model
+        config: Any = getattr(model, "config", None)
+        if hasattr(config, "get_text_config"):
+            config = config.get_text_config()
+        width = getattr(config, "hidden_size", None)
+        if width is not None and width != expected:  # a model without a width is refused below
             place = Mark(f"nla.av {self.settings.nla.av}")
             mend = "name the NLA pair that was trained for this model"
             message = f"reads vectors of width {expected}, the watched model has {width}"
             raise CheckpointError([Problem(place, message, mend)])
-
-
-def load_parts(settings: Settings, health: Health) -> Parts:
-    """Load the rules, the encoder and the NLA pair, with every problem of the three at once.
-
-    Raises:
-        ConfigurationError: what could not be loaded.
-    """
-    problems: list[Problem] = []
-    rules = _collect(problems, lambda: load_rules(settings.detect.rules))
-    encoder_name = settings.detect.encoder
-    encoder = _collect(problems, lambda: load_encoder(encoder_name)) if encoder_name else None
-    nla = settings.nla
-    decoder = _collect(
-        problems,
-        lambda: load_nla(
-            resolve_nla(nla.av), resolve_nla(nla.ar), settings=nla, resolve_base=resolve_target
-        ),
-    )
-    if rules is None or decoder is None or problems:
-        raise ConfigurationError(problems)
-    return Parts(decoder, rules, Judge(rules, encoder, health))
-
-
-def content_key(privacy: PrivacySettings) -> bytes:
-    """The key that content is hashed with; random, and so only good for this process, if unset."""
-    key = os.environ.get(privacy.key_env, "")
-    return key.encode() if key else secrets.token_bytes(32)
-
-
-def _collect(problems: list[Problem], load: Callable[[], T]) -> T | None:
-    try:
-        return load()
-    except ConfigurationError as error:
-        problems.extend(error.problems or [Problem(Mark("configuration"), str(error))])
-        return None
 
 
 def _check_writable(directory: Path) -> None:

@@ -13,13 +13,36 @@ def judge_request(
     findings: Sequence[Finding],
     coverage: Coverage,
     policy: PolicySettings,
+    losses: Sequence[str] = (),
 ) -> Verdict:
-    """Fold findings and coverage: any match is an alert; any gap makes it undecided, not clean."""
+    """Fold findings and coverage: any match is an alert; any gap makes it undecided, not clean.
+
+    ``losses`` are gaps that no ledger counts, each a reason in words.
+    """
     if any(finding.state is FindingState.MATCH for finding in findings):
         return Verdict(request_id, VerdictState.ALERT, tuple(findings), coverage, ())
-    reasons = (*_undecided_rules(findings), *_gaps(coverage, policy))
+    reasons = (*_undecided_rules(findings), *_gaps(coverage, policy), *losses)
+    if not reasons and not is_balanced(coverage):
+        reasons = ("its ledger does not balance: tokens went uncounted",)
     state = VerdictState.UNDECIDED if reasons else VerdictState.CLEAN
     return Verdict(request_id, state, tuple(findings), coverage, reasons)
+
+
+def is_balanced(coverage: Coverage) -> bool:
+    """Whether every token of a finished request is accounted for, once.
+
+    Seen tokens were screened, excluded, cached or dropped before the screen; sampled ones were
+    judged or dropped after it.
+    """
+    came = coverage.seen_tokens + coverage.sampled_tokens
+    went = (
+        coverage.screened_tokens
+        + coverage.excluded_tokens
+        + coverage.cached_tokens
+        + coverage.judged_tokens
+        + sum(coverage.dropped_tokens.values())
+    )
+    return came == went
 
 
 def _undecided_rules(findings: Sequence[Finding]) -> list[str]:

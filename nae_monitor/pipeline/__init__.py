@@ -1,0 +1,27 @@
+"""From captured rows to findings, alerts and verdicts: one queue, one background thread.
+
+::
+
+    serving threads     serving.py    screen, start a copy, offer to the queue; never wait
+                        byte_queue    bounded in bytes
+    background thread   worker.py     decode (decoding.py), judge; effects only through the gate
+    both                requests.py   what is under way, and the verdicts
+                        outcomes.py   counters, findings, alerts, recording (recorder.py)
+                        blindness.py  the monitor's own alert when a part of it fails
+
+What cannot be taken or done is counted by reason under ``dropped.*``, and no request with such a
+loss is called clean. Per request: seen = screened + excluded + cached + dropped before the
+screen; sampled = judged + dropped after it (:func:`nae_monitor.verdicts.is_balanced`).
+
+Before the screen: ``not_captured``, ``listener_failed``, ``circuit_open`` (the capture stage's),
+``screen_failed``, ``screen_circuit_open``, ``unknown_request``, ``closed``. After it:
+``copy_failed``, ``queue_full``, ``expired``, ``bad_vector_width``, ``bad_vector_zero``,
+``bad_vector_non_finite``, ``engine``, ``decode_failed``, ``decode_circuit_open``,
+``judge_failed``, ``internal``, ``shutdown``, ``worker_ended``.
+"""
+
+from nae_monitor.pipeline.pipeline import Pipeline
+from nae_monitor.pipeline.ports import AlertSink, Judging, Observer
+from nae_monitor.pipeline.serving import Listener
+
+__all__ = ["AlertSink", "Judging", "Listener", "Observer", "Pipeline"]

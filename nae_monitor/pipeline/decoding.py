@@ -1,0 +1,98 @@
+"""Rows to decodings: which are fit, when the decoder is asked, and why a row has no decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from nae_monitor.decode import Decoder, screen_vectors
+from nae_monitor.errors import EngineError
+from nae_monitor.health import Health
+from nae_monitor.pipeline.blindness import Blindness
+from nae_monitor.pipeline.circuit import Circuit
+from nae_monitor.pipeline.ports import Clock
+from nae_monitor.pipeline.turn import Row
+from nae_monitor.records import Decoding
+
+COMPONENT = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Every row, once: with its decoding, or with the reason why it has none."""
+
+    decodings: list[tuple[Row, Decoding]] = field(default_factory=list)
+    dropped: list[tuple[Row, str]] = field(default_factory=list)
+
+
+class DecodeStage:
+    """Asks the decoder; after failures in a row only now and then, until it works again."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        health: Health,
+        blindness: Blindness,
+        clock: Clock,
+        expire_s: float,
+    ) -> None:
+        self._decoder = decoder
+        self._health = health
+        self._blindness = blindness
+        self._clock = clock
+        self._expire_s = expire_s
+        self._circuit = Circuit(COMPONENT, health, clock)
+
+    def decode(self, rows: Sequence[Row]) -> Decoded:
+        """Decode what is fresh and fit."""
+        result = Decoded()
+        fit = self._fit(rows, result)
+        if fit and not self._circuit.allows():
+            result.dropped.extend((row, "decode_circuit_open") for row in fit)
+        elif fit:
+            self._ask(fit, result)
+        return result
+
+    def _fit(self, rows: Sequence[Row], result: Decoded) -> list[Row]:
+        now_s = self._clock()
+        fit: list[Row] = []
+        for row in rows:
+            reason = None
+            if now_s - row.queued_s > self._expire_s:
+                reason = "expired"
+            else:
+                vector = row.activation.vector
+                fault = screen_vectors(vector.unsqueeze(0), self._decoder.d_model).reasons[0]
+                reason = None if fault is None else f"bad_vector_{fault}"
+            if reason is None:
+                fit.append(row)
+            else:
+                result.dropped.append((row, reason))
+        return fit
+
+    def _ask(self, rows: list[Row], result: Decoded) -> None:
+        # float32 as in replay, so that the decoder sees the same bits in both.
+        vectors = torch.stack([row.activation.vector.float() for row in rows])
+        reason = "decode_failed"
+
+        def ask() -> list[Decoding]:
+            nonlocal reason
+            try:
+                answer = list(self._decoder.decode(vectors))
+            except EngineError:
+                reason = "engine"
+                raise
+            if len(answer) != len(rows):
+                raise ValueError(f"{len(answer)} decodings for {len(rows)} vectors")
+            return answer
+
+        decodings = self._circuit.call(ask)
+        if decodings is None:
+            result.dropped.extend((row, reason) for row in rows)
+            why = f"{len(rows)} rows dropped: {reason}"
+            self._blindness.failed(COMPONENT, why, rows[-1].activation.request)
+        else:
+            self._blindness.works(COMPONENT)
+            result.decodings.extend(zip(rows, decodings, strict=True))

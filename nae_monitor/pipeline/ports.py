@@ -1,0 +1,31 @@
+"""What the pipeline needs of the stages it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nae_monitor.records import Activation, Alert, Decoding, Finding, Transcript
+
+Clock = Callable[[], float]  # seconds, monotonic
+
+Observer = Callable[[Activation, Decoding, Sequence[Finding]], None]
+"""Sees every judged row, on the background thread, which waits for it."""
+
+
+class Judging(Protocol):
+    """The judge as the pipeline sees it."""
+
+    def judge(
+        self, activation: Activation, decoding: Decoding, transcript: Transcript
+    ) -> tuple[Finding, ...]:
+        """The findings for one decoding; see :class:`nae_monitor.detect.Judge`."""
+        ...
+
+
+class AlertSink(Protocol):
+    """Where alerts go; see :class:`nae_monitor.alert.Sink` for the contract."""
+
+    def emit(self, alert: Alert) -> None:
+        """Take one alert without waiting."""
+        ...
