@@ -15,10 +15,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from nae_monitor.train.av import unfit_tokenizer
 from nae_monitor.train.batches import padded
 
 AR_TEMPLATE = "<explanation>{explanation}</explanation>\nVector:"
 AR_SUFFIX = "\nVector:"
+# Ends of explanations that tokenizers are likely to merge with what follows.
+_PROBES = ("a", "b?", 'c"', "d\n", "e ", "f<", "", "7", "\u00e9", "\u4e2d")
 
 
 class Trunk(nn.Module):
@@ -31,7 +34,8 @@ class Trunk(nn.Module):
         body.layers = nn.ModuleList(list(body.layers)[:blocks])
         body.norm = nn.Identity()
         d_model = model.config.hidden_size
-        self.head = nn.Linear(d_model, d_model, bias=False)
+        device = next(model.parameters()).device
+        self.head = nn.Linear(d_model, d_model, bias=False, device=device)
         nn.init.eye_(self.head.weight)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -44,12 +48,26 @@ class Trunk(nn.Module):
 
 
 def suffix_ids(tokenizer: Any) -> list[int]:
-    """The ids with which every AR prompt ends, whatever the explanation."""
-    ends = [tokenizer(AR_TEMPLATE.format(explanation=e)).input_ids for e in ("a", "b?", 'c"')]
+    """The ids with which every AR prompt ends, whatever the explanation.
+
+    The suffix's own ids where they survive behind every explanation; else, for tokenizers that
+    join its line break to the closing tag, what all prompts share at their end.
+
+    Raises:
+        ModelError: they share nothing, as with a tokenizer that adds an end-of-sequence token.
+    """
+    prompts = encode_explanations(tokenizer, _PROBES)
     plain: list[int] = tokenizer(AR_SUFFIX, add_special_tokens=False).input_ids
-    if any(ids[-len(plain) :] != plain for ids in ends):
-        raise ValueError("the AR suffix does not tokenise the same after every explanation")
-    return plain
+    if all(ids[-len(plain) :] == plain for ids in prompts):
+        return plain
+    shared = 0
+    while all(ids[-shared - 1 :] == prompts[0][-shared - 1 :] for ids in prompts):
+        shared += 1
+    text = str(tokenizer.decode(prompts[0][len(prompts[0]) - shared :]))
+    if not shared or not text.endswith(":"):
+        message = "does not end every reconstructor prompt with the same suffix"
+        raise unfit_tokenizer(tokenizer, message, "it must add no token at the end of a text")
+    return prompts[0][-shared:]
 
 
 def encode_explanations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

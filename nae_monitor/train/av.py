@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from nae_monitor.errors import Mark, ModelError, Problem
 from nae_monitor.train.batches import padded
 from nae_monitor.train.targets import Target
 
@@ -43,7 +44,11 @@ class AvPrompt:
 
 
 def av_prompt(tokenizer: Any, injection_scale: float) -> AvPrompt:
-    """Render the prompt once; ``tokenizer`` must carry the AV's chat template."""
+    """Render the prompt once; ``tokenizer`` must carry the AV's chat template.
+
+    Raises:
+        ModelError: the tokenizer does not make one token of the marker, once in the prompt.
+    """
     content = AV_TEMPLATE.format(injection_char=MARKER)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -51,10 +56,21 @@ def av_prompt(tokenizer: Any, injection_scale: float) -> AvPrompt:
         add_generation_prompt=True,
         return_dict=False,
     )
-    marker_id = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(MARKER))
-    if len(marker_id) != 1 or ids.count(marker_id[0]) != 1:
-        raise ValueError("the marker must be one token that appears once in the prompt")
-    return AvPrompt(tuple(ids), ids.index(marker_id[0]), injection_scale)
+    marker = tokenizer(MARKER, add_special_tokens=False).input_ids
+    if len(marker) != 1 or marker[0] == tokenizer.unk_token_id or ids.count(marker[0]) != 1:
+        raise unfit_tokenizer(
+            tokenizer,
+            f"encodes the marker {MARKER} to {len(marker)} tokens, "
+            f"{ids.count(marker[0]) if marker else 0} of the first kind in the prompt",
+            "the verbalizer needs a tokenizer that knows it as one token",
+        )
+    return AvPrompt(tuple(ids), ids.index(marker[0]), injection_scale)
+
+
+def unfit_tokenizer(tokenizer: Any, message: str, mend: str) -> ModelError:
+    """A tokenizer that no pair can be trained with; to be raised."""
+    name = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
+    return ModelError([Problem(Mark(name), message, mend)])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,6 +79,7 @@ class AvExamples:
 
     token_ids: tuple[tuple[int, ...], ...]
     weights: tuple[tuple[float, ...], ...]
+    open_tokens: int  # of the opening tag: always the same, it would only dilute a loss
 
     @property
     def lengths(self) -> list[int]:
@@ -71,8 +88,14 @@ class AvExamples:
 
 
 def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: float) -> AvExamples:
-    """Tokenise explanations; tokens of the quoted last words and continuation weigh more."""
+    """Tokenise explanations; tokens of the quoted last words and continuation weigh more.
+
+    Raises:
+        ModelError: the tokenizer has no end-of-sequence token to close an explanation with.
+    """
     eos = tokenizer.eos_token_id
+    if eos is None:
+        raise unfit_tokenizer(tokenizer, "has no end-of-sequence token", "name one in its config")
     texts = [f"{OPEN}{t.text}{CLOSE}" for t in targets]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[tuple[int, ...]] = []
@@ -84,7 +107,8 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: fl
         stop = len(text) - len(CLOSE)
         ids.append((*row, eos))
         weights.append((*(span_weight if start < end <= stop else 1.0 for _, end in offsets), 1.0))
-    return AvExamples(tuple(ids), tuple(weights))
+    inside = ([end <= len(OPEN) for _, end in offsets] for offsets in encoded["offset_mapping"])
+    return AvExamples(tuple(ids), tuple(weights), min((sum(row) for row in inside), default=0))
 
 
 def inject(embeddings: torch.Tensor, vectors: torch.Tensor, prompt: AvPrompt) -> torch.Tensor:
@@ -142,13 +166,10 @@ def validation_loss(
             model, prompt, vectors[rows], [examples.token_ids[i] for i in rows]
         )
         kept = real.clone()
-        kept[:, :OPEN_TOKENS] = False
+        kept[:, : examples.open_tokens] = False
         total += float(losses[kept].sum())
         count += int(kept.sum())
     return total / count
-
-
-OPEN_TOKENS = 4  # "<explanation>" is always the same and would only dilute the loss
 
 
 def _chunks(size: int, step: int) -> Iterator[list[int]]:

@@ -40,6 +40,14 @@ def endless_batches(
         epoch += 1
 
 
+def another_row(count: int, *, seed: int) -> np.ndarray:
+    """A permutation [count] that leaves no row in its place (of one row: that row)."""
+    order = np.random.default_rng(seed).permutation(count)
+    other = np.empty(count, dtype=np.int64)
+    other[order] = np.roll(order, 1)
+    return other
+
+
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids [b, t] and mask [b, t]."""
     width = max(len(row) for row in rows)

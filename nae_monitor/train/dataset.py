@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from nae_monitor.errors import InputDataError
-from nae_monitor.train.collect import opening_tokens
-from nae_monitor.train.targets import SYSTEM_THEME, Target, make_target
+from nae_monitor.train.conversations import opening_tokens
+from nae_monitor.train.shards import read_shard
+from nae_monitor.train.targets import SYSTEM_THEME, Target, make_target, special_words
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,51 +43,76 @@ class Examples:
 
 
 def load_examples(
-    directory: Path, tokenizer: Any, split: str, *, norm_quantile: float = 0.995
+    directory: Path,
+    tokenizer: Any,
+    split: str,
+    *,
+    norm_quantile: float = 0.995,
+    d_model: int | None = None,
 ) -> Examples:
     """Read every shard of ``directory`` and keep one split, norm outliers left out.
 
+    Args:
+        directory: where the collect stage wrote.
+        tokenizer: the target's.
+        split: ``train``, ``validation``, ``test`` or ``ood``.
+        norm_quantile: rows with a norm above this quantile are dropped, and so are zero and
+            non-finite ones.
+        d_model: width that the vectors must have; None takes the first shard's.
+
     Raises:
-        InputDataError: no shard, or no row of that split.
+        InputDataError: no shard, a damaged or foreign one, or no usable row of that split.
     """
     files = sorted(directory.glob("shard-*.parquet"))
     if not files:
         raise InputDataError(f"{directory} holds no shards; run the collect stage first")
-    opening = opening_tokens(tokenizer)
     vectors: list[np.ndarray] = []
-    targets: list[Target] = []
-    digests: list[str] = []
-    content: list[bool] = []
-    token_ids: list[int] = []
+    rows: list[dict[str, Any]] = []
     for file in files:
-        table = pq.read_table(file, filters=[("split", "=", split)])
-        if not table.num_rows:
-            continue
-        column = table.column("activation_vector").combine_chunks()
-        vectors.append(np.asarray(column.flatten()).reshape(table.num_rows, -1))
-        for row in table.drop_columns(["activation_vector"]).to_pylist():
-            early = row["position"] < opening
-            targets.append(
-                make_target(
-                    tokenizer,
-                    theme=SYSTEM_THEME if early else row["theme"],
-                    last_ids=row["last_ids"],
-                    next_ids=row["next_ids"],
-                    reply_ids=row["reply_ids"],
-                )
+        part, found = read_shard(file, split, d_model)
+        d_model = part.shape[1]
+        vectors.append(part)
+        rows += found
+    every = _examples(torch.from_numpy(np.concatenate(vectors)).float(), rows, tokenizer)
+    examples = every.select(_usable(every.vectors, norm_quantile).nonzero().flatten())
+    if not len(examples):
+        raise InputDataError(
+            f"{directory} holds no usable rows of the split {split!r}; collect more documents, "
+            "or give that split a larger share"
+        )
+    return examples
+
+
+def _examples(vectors: torch.Tensor, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> Examples:
+    opening = opening_tokens(tokenizer)
+    words = special_words(tokenizer)
+    early = [row["position"] < opening for row in rows]
+    return Examples(
+        vectors,
+        tuple(
+            make_target(
+                tokenizer,
+                words,
+                theme=SYSTEM_THEME if is_early else row["theme"],
+                last_ids=row["last_ids"],
+                next_ids=row["next_ids"],
+                reply_ids=row["reply_ids"],
             )
-            digests.append(row["digest"])
-            content.append(row["content"] and not early)
-            token_ids.append(row["token_id"])
-    if not targets:
-        raise InputDataError(f"{directory} holds no rows of the split {split!r}")
-    examples = Examples(
-        torch.from_numpy(np.concatenate(vectors)).float(),
-        tuple(targets),
-        tuple(digests),
-        torch.tensor(content),
-        torch.tensor(token_ids),
+            for row, is_early in zip(rows, early, strict=True)
+        ),
+        tuple(row["digest"] for row in rows),
+        torch.tensor(
+            [row["content"] and not e for row, e in zip(rows, early, strict=True)],
+            dtype=torch.bool,
+        ),
+        torch.tensor([row["token_id"] for row in rows], dtype=torch.long),
     )
-    norms = examples.vectors.norm(dim=-1)
-    usable = torch.isfinite(norms) & (norms > 0) & (norms <= norms.quantile(norm_quantile))
-    return examples.select(usable.nonzero().flatten())
+
+
+def _usable(vectors: torch.Tensor, norm_quantile: float) -> torch.Tensor:
+    """Which rows [n] have a finite norm above 0 and not among the largest."""
+    norms: torch.Tensor = vectors.norm(dim=-1)
+    usable = torch.isfinite(norms) & (norms > 0)
+    if usable.any():
+        usable &= norms <= norms[usable].quantile(norm_quantile)
+    return usable

@@ -8,7 +8,7 @@ Intervals are 95 %, by a bootstrap that draws whole documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,14 @@ from nae_monitor.decode.weights import ResolveBase, load_causal_lm
 from nae_monitor.errors import CheckpointError, Mark, Problem
 from nae_monitor.records import Decoding
 from nae_monitor.train import av
+from nae_monitor.train.batches import another_row
 from nae_monitor.train.dataset import Examples
+from nae_monitor.train.intervals import Clusters, Measure
+from nae_monitor.train.targets import Target
 
+FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256
-BOOTSTRAP_ROUNDS = 1000
 _LAST_WORDS = re.compile(r'"(.*?)"; expects "', re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One line of the table. ``low`` and ``high`` are NaN where no interval is meant."""
-
-    name: str
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-    unit: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,91 +74,115 @@ def open_for_evaluation(av_dir: Path, ar_dir: Path, resolve_base: ResolveBase) -
     """
     av_checkpoint, ar_checkpoint = open_pair(av_dir, ar_dir, resolve_base)
     if ar_checkpoint.reference is None:
-        place = Mark(str(ar_dir / "fidelity.safetensors"))
+        place = Mark(str(ar_dir / FIDELITY))
         problem = Problem(place, "is missing", "without mean and variance FVE is unknown")
         raise CheckpointError([problem])
     device = torch.device("cpu")
     model = load_causal_lm(av_checkpoint.source, dtype=torch.float32, device=device)
     engine = TorchEngine(model, av_checkpoint.tokenizer, batch_size=32)
     builder = PromptBuilder(av_checkpoint, engine.prompt_rows(av_checkpoint.prompt_ids))
-    means = ar_dir / "token_means.safetensors"
-    token_means: dict[int, torch.Tensor] = {}
-    if means.is_file():
-        tensors = load_file(means)
-        token_means = dict(
-            zip(tensors["token_ids"].tolist(), tensors["means"].float(), strict=True)
-        )
     return Pair(
         model,
         av_checkpoint,
         Verbalizer(av_checkpoint, builder, engine),
         load_reconstructor(ar_checkpoint, batch_size=32, dtype=torch.float32, device=device),
         ar_checkpoint.reference,
-        token_means,
+        _token_means(ar_dir / FIDELITY),
     )
+
+
+def _token_means(path: Path) -> dict[int, torch.Tensor]:
+    """Last token -> mean unit vector [d]; empty for a pair trained elsewhere."""
+    tensors = load_file(path)
+    if not {"token_ids", "token_means"} <= tensors.keys():
+        return {}
+    means = tensors["token_means"].float()
+    return dict(zip(tensors["token_ids"].tolist(), means, strict=True))
 
 
 def evaluate(
     pair: Pair, examples: Examples, *, seed: int = 0, progress: Progress = lambda *_: None
 ) -> Outcome:
-    """Measure the pair on ``examples`` (content positions of held-out documents)."""
+    """Measure the pair on ``examples`` (content positions of held-out documents).
+
+    A text that the reconstructor cannot take counts as a reconstruction of length zero.
+    """
     decodings: list[Decoding] = []
     for start in range(0, len(examples), 32):
         decodings += pair.verbalizer.decode(examples.vectors[start : start + 32])
         progress("decode", len(decodings), len(examples))
     texts = [d.text for d in decodings]
+    progress("reconstruct", 0, 1)
+    clusters = Clusters.by_document(examples.digests, seed)
+    other = another_row(len(examples), seed=seed)
     unit = normalize(examples.vectors, dim=-1)
     rebuilt = _directions(pair, texts)
-    shuffle = np.random.default_rng(seed).permutation(len(texts))
-    progress("reconstruct", 0, 1)
-    gold = _directions(pair, [t.text for t in examples.targets])
-    empty = _directions(pair, [""]).expand_as(unit)
-    last_token = torch.stack(
-        [pair.token_means.get(int(t), pair.reference.mean) for t in examples.token_ids]
-    )
-    distance = (unit - pair.reference.mean).square().sum(-1).numpy()
-    clusters = _clusters(examples.digests)
-
-    def share(name: str, guess: torch.Tensor) -> Measure:
-        error = (unit - guess).square().sum(-1).numpy()
-        return _ratio(name, error, distance, clusters, seed)
-
-    losses = _losses(pair, examples, shuffle)
+    closed = np.array([float(d.closed) for d in decodings])
     measures = (
-        share("round-trip FVE", rebuilt),
-        share("AR on gold targets, FVE", gold),
-        share("AR on empty text, FVE", empty),
-        share("AR on another row's text, FVE", rebuilt[torch.from_numpy(shuffle)]),
-        share("same-last-token mean, FVE", last_token),
-        _mean("round-trip cosine", (unit * rebuilt).sum(-1).numpy(), clusters, seed),
-        _mean("AV loss, real vector", losses["real"], clusters, seed, "nats"),
-        _mean("AV loss, another row's vector", losses["shuffled"], clusters, seed, "nats"),
-        _mean("AV loss, zeroed vector", losses["zeroed"], clusters, seed, "nats"),
-        _mean("gap: another's - real", losses["shuffled"] - losses["real"], clusters, seed, "nats"),
-        *_retrieval(unit, rebuilt, clusters, seed),
-        _mean("last token named", _last_named(examples, texts), clusters, seed),
-        _mean("theme exactly right", _theme_right(examples, texts), clusters, seed),
+        *_fidelity(pair, examples, unit, rebuilt, other, clusters),
+        *_loss_measures(_losses(pair, examples, other), clusters),
+        *_retrieval(unit, rebuilt, clusters),
+        clusters.mean("last token named", last_named(examples.targets, texts)),
+        clusters.mean("theme exactly right", theme_right(examples.targets, texts)),
         Measure("unique texts per 100", 100 * len(set(texts)) / len(texts)),
-        _mean(
-            "closing tag written", np.array([float(d.closed) for d in decodings]), clusters, seed
-        ),
+        clusters.mean("closing tag written", closed),
         Measure("tokens per explanation", float(np.mean([d.tokens for d in decodings]))),
     )
     return Outcome(measures, examples, tuple(decodings))
 
 
+def _fidelity(
+    pair: Pair,
+    examples: Examples,
+    unit: torch.Tensor,
+    rebuilt: torch.Tensor,
+    other: np.ndarray,
+    clusters: Clusters,
+) -> list[Measure]:
+    """FVE of the round trip and of every control it must be read against."""
+    distance = (unit - pair.reference.mean).square().sum(-1).numpy()
+    last_token = torch.stack(
+        [pair.token_means.get(int(t), pair.reference.mean) for t in examples.token_ids]
+    )
+    guesses = {
+        "round-trip FVE": rebuilt,
+        "AR on gold targets, FVE": _directions(pair, [t.text for t in examples.targets]),
+        "AR on empty text, FVE": _directions(pair, [""]).expand_as(unit),
+        "AR on another row's text, FVE": rebuilt[torch.from_numpy(other)],
+        "same-last-token mean, FVE": last_token,
+    }
+    shares = [
+        clusters.fve(name, (unit - guess).square().sum(-1).numpy(), distance)
+        for name, guess in guesses.items()
+    ]
+    cosine = (unit * rebuilt).sum(-1).numpy()
+    return [*shares, clusters.mean("round-trip cosine", cosine)]
+
+
 def _directions(pair: Pair, texts: Sequence[str]) -> torch.Tensor:
-    return normalize(pair.reconstructor.reconstruct(texts), dim=-1)
+    """Unit reconstructions [n, d]; zero where a text cannot be reconstructed."""
+    return normalize(pair.reconstructor.reconstruct(texts), dim=-1).nan_to_num(0.0)
+
+
+def _loss_measures(losses: Mapping[str, np.ndarray], clusters: Clusters) -> list[Measure]:
+    real, shuffled, zeroed = losses["real"], losses["shuffled"], losses["zeroed"]
+    return [
+        clusters.mean("AV loss, real vector", real, "nats"),
+        clusters.mean("AV loss, another row's vector", shuffled, "nats"),
+        clusters.mean("AV loss, zeroed vector", zeroed, "nats"),
+        clusters.mean("gap: another's - real", shuffled - real, "nats"),
+    ]
 
 
 @torch.no_grad()
-def _losses(pair: Pair, examples: Examples, shuffle: np.ndarray) -> dict[str, np.ndarray]:
+def _losses(pair: Pair, examples: Examples, other: np.ndarray) -> dict[str, np.ndarray]:
     """Mean cross-entropy per explanation token of each row [n], opening tag left out."""
     prompt = av.AvPrompt(pair.av.prompt_ids, pair.av.marker_index, pair.av.contract.injection_scale)
-    encoded = av.encode_targets(pair.av.tokenizer, examples.targets, span_weight=1.0).token_ids
+    targets = av.encode_targets(pair.av.tokenizer, examples.targets, span_weight=1.0)
+    encoded = targets.token_ids
     vectors = {
         "real": examples.vectors,
-        "shuffled": examples.vectors[torch.from_numpy(shuffle)],
+        "shuffled": examples.vectors[torch.from_numpy(other)],
         "zeroed": torch.zeros_like(examples.vectors),
     }
     result: dict[str, np.ndarray] = {}
@@ -178,67 +194,35 @@ def _losses(pair: Pair, examples: Examples, shuffle: np.ndarray) -> dict[str, np
                 pair.model, prompt, rows[start:stop], encoded[start:stop]
             )
             kept = real.clone()
-            kept[:, : av.OPEN_TOKENS] = False
+            kept[:, : targets.open_tokens] = False
             parts.append(((losses * kept).sum(1) / kept.sum(1)).numpy())
         result[name] = np.concatenate(parts)
     return result
 
 
-def _retrieval(
-    unit: torch.Tensor, rebuilt: torch.Tensor, clusters: list[np.ndarray], seed: int
-) -> list[Measure]:
+def _retrieval(unit: torch.Tensor, rebuilt: torch.Tensor, clusters: Clusters) -> list[Measure]:
+    """How often, and where, a row's own vector ranks first; ties count against the row."""
     size = min(RETRIEVAL_SIZE, len(unit))
     scores = rebuilt[:size] @ unit[:size].T
-    ranks = 1 + (scores > scores.diagonal()[:, None]).sum(1).numpy()
-    inside = [c[c < size] for c in clusters if (c < size).any()]
-    top = (ranks == 1).astype(float)
+    ranks = (scores >= scores.diagonal()[:, None]).sum(1).numpy()
+    inside = Clusters(tuple(c[c < size] for c in clusters.rows if (c < size).any()), clusters.seed)
     return [
-        _mean(f"retrieval among {size}, top 1", top, inside, seed),
+        inside.mean(f"retrieval among {size}, top 1", (ranks == 1).astype(float)),
         Measure(f"retrieval among {size}, median rank", float(np.median(ranks))),
     ]
 
 
-def _last_named(examples: Examples, texts: Sequence[str]) -> np.ndarray:
-    """1 where the quoted last words end with the word piece that stands at the position."""
+def last_named(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
+    """1 where the quoted last words end with the word piece that stands at the position [n]."""
     named = []
-    for target, text in zip(examples.targets, texts, strict=True):
+    for target, text in zip(targets, texts, strict=True):
         found = _LAST_WORDS.search(text)
         piece = target.last_token
         named.append(float(bool(found and piece and found.group(1).rstrip().endswith(piece))))
     return np.array(named)
 
 
-def _theme_right(examples: Examples, texts: Sequence[str]) -> np.ndarray:
-    pairs = zip(examples.targets, texts, strict=True)
+def theme_right(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
+    """1 where the text begins with exactly the target's theme [n]."""
+    pairs = zip(targets, texts, strict=True)
     return np.array([float(text.split(";")[0] == target.theme) for target, text in pairs])
-
-
-def _clusters(digests: Sequence[str]) -> list[np.ndarray]:
-    rows: dict[str, list[int]] = {}
-    for i, digest in enumerate(digests):
-        rows.setdefault(digest, []).append(i)
-    return [np.array(r) for r in rows.values()]
-
-
-def _draws(clusters: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [
-        np.concatenate([clusters[i] for i in rng.integers(len(clusters), size=len(clusters))])
-        for _ in range(BOOTSTRAP_ROUNDS)
-    ]
-
-
-def _mean(
-    name: str, values: np.ndarray, clusters: list[np.ndarray], seed: int, unit: str = ""
-) -> Measure:
-    means = [values[rows].mean() for rows in _draws(clusters, seed)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Measure(name, float(values.mean()), float(low), float(high), unit)
-
-
-def _ratio(
-    name: str, error: np.ndarray, distance: np.ndarray, clusters: list[np.ndarray], seed: int
-) -> Measure:
-    values = [1 - error[rows].mean() / distance[rows].mean() for rows in _draws(clusters, seed)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Measure(name, float(1 - error.mean() / distance.mean()), float(low), float(high))

@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 
 from nae_monitor.train import ar, av
 from nae_monitor.train.dataset import Examples
+from nae_monitor.train.fit import read_metrics
 from nae_monitor.train.lora import LINEAR_LAYERS, LoraOptions, trainable
-from nae_monitor.train.recipe import Recipe
+from nae_monitor.train.recipe import MIN_BANK_VECTORS, Recipe
 
 MIN_TOKEN_ROWS = 3  # a last-token mean of fewer rows would be a memory of its rows
 
@@ -87,24 +88,26 @@ def export_ar(
         directory / "value_head.safetensors",
     )
     save_file(
-        fidelity_tensors(train, recipe.reference_vectors, recipe.seed),
+        fidelity_tensors(train, recipe.reference_vectors, recipe.seed) | token_means(train),
         directory / "fidelity.safetensors",
     )
-    save_file(token_means(train), directory / "token_means.safetensors")
     _finish(directory, record)
 
 
 def fidelity_tensors(train: Examples, bank_size: int, seed: int) -> dict[str, torch.Tensor]:
-    """Mean m and variance of unit vectors at content positions, and the reference bank."""
+    """Mean m and variance of unit vectors at content positions, and the reference bank.
+
+    m is not re-normalised. With fewer rows than the contract asks of a bank there is none, and
+    ranks are unknown.
+    """
     unit = normalize(train.vectors[train.content], dim=-1)
     mean = unit.mean(0)
-    generator = torch.Generator().manual_seed(seed)
-    bank = unit[torch.randperm(len(unit), generator=generator)[:bank_size]]
-    return {
-        "mean": mean,
-        "variance": (unit - mean).square().sum(-1).mean()[None],
-        "bank": bank.to(torch.float16),
-    }
+    tensors = {"mean": mean, "variance": (unit - mean).square().sum(-1).mean()[None]}
+    if len(unit) >= MIN_BANK_VECTORS:
+        generator = torch.Generator().manual_seed(seed)
+        bank = unit[torch.randperm(len(unit), generator=generator)[:bank_size]]
+        tensors["bank"] = bank.to(torch.float16)
+    return tensors
 
 
 def token_means(train: Examples) -> dict[str, torch.Tensor]:
@@ -114,7 +117,10 @@ def token_means(train: Examples) -> dict[str, torch.Tensor]:
     sums = torch.zeros(len(tokens), unit.shape[1]).index_add_(0, place, unit)
     means = sums / counts[:, None]
     kept = counts >= MIN_TOKEN_ROWS
-    return {"token_ids": tokens[kept].to(torch.int32), "means": means[kept].to(torch.float16)}
+    return {
+        "token_ids": tokens[kept].to(torch.int32),
+        "token_means": means[kept].to(torch.float16),
+    }
 
 
 def _common(recipe: Recipe, d_model: int, role: str) -> dict[str, Any]:
@@ -158,18 +164,19 @@ def _adapters(directory: Path, model: nn.Module, base: str, options: LoraOptions
 
 def _finish(directory: Path, record: Mapping[str, Any]) -> None:
     (directory / "training.json").write_text(json.dumps(dict(record), indent=2) + "\n")
-    files = sorted(p for p in directory.iterdir() if p.name != "SHA256SUMS")
+    files = sorted(p for p in directory.iterdir() if p.is_file() and p.name != "SHA256SUMS")
+    for file in files:
+        file.chmod(0o644)  # safetensors writes for its owner alone; a pair is there to be shared
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in files]
     (directory / "SHA256SUMS").write_text("\n".join(lines) + "\n")
 
 
 def training_record(recipe: Recipe, metrics: Path, train: Examples) -> dict[str, Any]:
     """What was trained on what, with the learning curve, for the directory's training.json."""
-    curve = [json.loads(line) for line in metrics.read_text().splitlines()]
     return {
         "recipe": asdict(recipe),
         "train_rows": len(train),
         "train_documents": len(set(train.digests)),
         "torch": torch.__version__,
-        "curve": curve,
+        "curve": read_metrics(metrics),
     }

@@ -56,7 +56,10 @@ def family_ids(texts: Sequence[str]) -> list[int]:
 def assign_splits(texts: Sequence[str], *, validation_share: float, test_share: float) -> list[str]:
     """``train``, ``validation`` or ``test`` for each text; a family is never divided.
 
-    The choice hashes the family's smallest text digest, so adding documents moves no other.
+    The choice hashes the family's smallest text digest. Adding a document therefore moves no
+    text of a family it does not join. It can move the family it joins, where its own digest is
+    the smallest or where it links two families into one; and a shingle that more than
+    ``MOST_COMMON`` texts come to share no longer joins anything.
     """
     families = family_ids(texts)
     key: dict[int, str] = {}

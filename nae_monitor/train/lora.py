@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from nae_monitor.errors import InputDataError
+from nae_monitor.train.files import replacing
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -32,9 +35,22 @@ class LoraOptions:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be above 0")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError("warmup_steps and weight_decay must not be negative")
 
-def add_adapters(model: nn.Module, options: LoraOptions) -> Any:
-    """Wrap every linear layer of ``model`` with trainable adapters in float32."""
+
+def add_adapters(model: nn.Module, options: LoraOptions, *, seed: int) -> Any:
+    """Wrap every linear layer of ``model`` with trainable adapters in float32.
+
+    They start where ``seed`` puts them, whatever the process drew before.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -44,7 +60,9 @@ def add_adapters(model: nn.Module, options: LoraOptions) -> Any:
         bias="none",
         lora_dropout=0.0,
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 @contextlib.contextmanager
@@ -82,34 +100,62 @@ def schedule(step: int, total: int, options: LoraOptions) -> float:
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write parameters and Adam moments atomically."""
+    """Write parameters and Adam moments atomically.
+
+    Raises:
+        ConfigurationError: the file cannot be written; an older state stays as it was.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trainable(model).items():
         tensors[f"parameter.{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"moment.{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"state": json.dumps({"step": step})})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps({"step": step})})
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
-    """Restore what :func:`save_state` wrote; returns the step to go on from."""
-    parameters = trainable(model)
-    with safe_open(path, framework="pt") as file:
-        step = int(json.loads(file.metadata()["state"])["step"])
-        names = set(file.keys())
-        for name, parameter in parameters.items():
-            parameter.data.copy_(file.get_tensor(f"parameter.{name}"))
-            if optimizer is None:
-                continue
-            state = {
-                key: file.get_tensor(f"moment.{key}.{name}")
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"moment.{key}.{name}" in names
-            }
-            if state:
-                optimizer.state[parameter] = {
-                    k: v.to(parameter.device) if k != "step" else v for k, v in state.items()
-                }
+    """Restore what :func:`save_state` wrote; returns the step to go on from.
+
+    Raises:
+        InputDataError: missing, damaged, or the state of another recipe or model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(json.loads(file.metadata()["state"])["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputDataError(f"{path} is missing; run that training stage first") from error
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        mend = "delete it to train that half again"
+        raise InputDataError(f"{path} is damaged or no training state ({mend})") from error
+    for name, parameter in trainable(model).items():
+        saved = tensors.get(f"parameter.{name}")
+        if saved is None or saved.shape != parameter.shape:
+            found = "missing" if saved is None else f"{tuple(saved.shape)}"
+            raise InputDataError(
+                f"{path}: {name} is {found}, expected {tuple(parameter.shape)}; it is the state "
+                "of another recipe or model"
+            )
+        parameter.data.copy_(saved)
+        if optimizer is not None:
+            _restore_moments(optimizer, parameter, name, tensors)
     return step
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    name: str,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Adam's moments of one parameter; ``step`` stays on the CPU, where torch keeps it."""
+    moments = {
+        key: tensors[f"moment.{key}.{name}"]
+        for key in ("step", "exp_avg", "exp_avg_sq")
+        if f"moment.{key}.{name}" in tensors
+    }
+    if moments:
+        optimizer.state[parameter] = {
+            k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()
+        }

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from nae_monitor.binding import bind
 from nae_monitor.strict_yaml import read_document
-from nae_monitor.train.collect import CollectOptions
+from nae_monitor.train.conversations import CollectOptions
 from nae_monitor.train.lora import LoraOptions
+
+MIN_BANK_VECTORS = 256  # of the checkpoint contract: fewer give ranks that say little
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,14 @@ class CorpusOptions:
     test_share: float = 0.06
     out_of_distribution: tuple[str, ...] = ("inspect-evals/writingbench",)
 
+    def __post_init__(self) -> None:
+        if self.chat_limit < 0 or self.technical_limit < 0:
+            raise ValueError("chat_limit and technical_limit must not be negative")
+        if not (self.validation_share > 0 and self.test_share > 0):
+            raise ValueError("validation_share and test_share must be above 0")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on")
+
 
 @dataclass(frozen=True, slots=True)
 class HalfOptions:
@@ -31,6 +41,11 @@ class HalfOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     evaluate_every: int = 100
     save_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,14 @@ class Recipe:
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     scale_quantile: float = 0.75  # injection_scale = this quantile of |h|
     reference_vectors: int = 512  # the bank that ranks are counted in
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale_quantile <= 1:
+            raise ValueError(f"scale_quantile is {self.scale_quantile}, must be in (0, 1]")
+        if self.reference_vectors < MIN_BANK_VECTORS:
+            raise ValueError(
+                f"reference_vectors is {self.reference_vectors}, at least {MIN_BANK_VECTORS}"
+            )
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Recipe:

@@ -9,14 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-from nae_monitor.models import load_target, resolve_target
+from nae_monitor.errors import ConfigurationError, InputDataError, Mark, Problem
+from nae_monitor.models import Target, load_target, resolve_target
 from nae_monitor.train import ar, av, export, lora, stages
-from nae_monitor.train.collect import collect
+from nae_monitor.train.collect import IDENTITY, collect, identity
 from nae_monitor.train.corpus import TrainingDocument, read_corpus
 from nae_monitor.train.dataset import Examples, load_examples
 from nae_monitor.train.families import assign_splits
-from nae_monitor.train.fit import FitOptions
+from nae_monitor.train.files import make_directory, replacing, write_errors
+from nae_monitor.train.fit import METRICS, STATE, FitOptions
 from nae_monitor.train.recipe import HalfOptions, Recipe
+from nae_monitor.train.target_checks import check_target
 from nae_monitor.train.wheels import corpus_wheels
 
 Stage = Literal["collect", "av", "ar", "export"]
@@ -24,17 +27,24 @@ STAGES: tuple[Stage, ...] = ("collect", "av", "ar", "export")
 VALIDATION_ROWS = 256
 
 Progress = Callable[[str, Mapping[str, Any]], None]
+Wheels = Callable[[], Mapping[str, Path]]  # distribution name -> verified wheel file
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A recipe and the directory its stages write to."""
+    """A recipe and the directory its stages write to.
+
+    Every stage raises :class:`~nae_monitor.errors.NaeMonitorError` alone: ConfigurationError for
+    a target that cannot be trained on or a directory that cannot be written, InputDataError for
+    a corpus, shards or states that are missing or damaged, TrainingFailedError for a bad loss.
+    """
 
     recipe: Recipe
     directory: Path
     device: str = "cpu"
     time_limit_s: float | None = None
     progress: Progress = lambda stage, row: None
+    wheels: Wheels = corpus_wheels
 
     @property
     def activations(self) -> Path:
@@ -49,24 +59,33 @@ class Run:
 
     def collect(self) -> None:
         """Collect activations of every document of the corpus."""
-        target = load_target(self.recipe.target, device=self.device)
-        reduced = self.recipe.collect.autocast and lora.has_fast_bfloat16(target.model.device)
-        fast = (
-            load_target(self.recipe.target, dtype=torch.bfloat16, device=self.device)
-            if (reduced)
-            else target
-        )
+        target = self._load(torch.float32)
         options = self.recipe.collect
+        documents = split_corpus(self.recipe, self.wheels)
+        fast = target
+        if options.autocast and lora.has_fast_bfloat16(target.model.device):
+            fast = self._load(torch.bfloat16)
+        self._claim_shards(identity(self.recipe.target, documents, options, self.recipe.seed))
         for done, total in collect(
             target.model,
             target.tokenizer,
-            split_corpus(self.recipe),
+            documents,
             self.activations,
             options,
             seed=self.recipe.seed,
             reply_model=fast.model,
         ):
             self.progress("collect", {"done": done, "total": total})
+
+    def _claim_shards(self, wanted: str) -> None:
+        """Refuse to mix shards of two recipes in one directory."""
+        place = make_directory(self.activations) / IDENTITY
+        if place.exists() and place.read_text(encoding="utf-8") != wanted:
+            message = "was written under another target, corpus, seed or collect options"
+            mend = "name another directory, or delete this one's activations"
+            raise ConfigurationError([Problem(Mark(str(place)), message, mend)])
+        with replacing(place) as temporary:
+            temporary.write_text(wanted, encoding="utf-8")
 
     def train_av(self) -> None:
         """Train the verbalizer."""
@@ -106,36 +125,34 @@ class Run:
     def export(self) -> None:
         """Write ``DIR/pair/<nla_id>-av`` and ``-ar`` from the last states of both halves."""
         tokenizer, train, _ = self._data()
-        name = self.recipe.nla_id
+        pair = make_directory(self.directory / "pair")
+        with write_errors(pair):
+            self._export_ar(pair / f"{self.recipe.nla_id}-ar", tokenizer, train)
+            self._export_av(pair / f"{self.recipe.nla_id}-av", tokenizer, train)
+
+    def _export_ar(self, directory: Path, tokenizer: Any, train: Examples) -> None:
+        half = self.directory / "ar"
         model, _ = self._trainable()
-        trunk = ar.Trunk(
-            lora.add_adapters(model, self.recipe.ar.lora), self.recipe.collect.layer + 1
-        )
-        lora.load_state(self.directory / "ar" / "state.safetensors", trunk, None)
-        export.export_ar(
-            self.directory / "pair" / f"{name}-ar",
-            trunk,
-            tokenizer,
-            self.recipe,
-            train,
-            record=export.training_record(
-                self.recipe, self.directory / "ar" / "metrics.jsonl", train
-            ),
-        )
-        base, _ = self._trainable()
-        verbalizer = lora.add_adapters(base, self.recipe.av.lora)
-        lora.load_state(self.directory / "av" / "state.safetensors", verbalizer, None)
+        body = lora.add_adapters(model, self.recipe.ar.lora, seed=self.recipe.seed)
+        trunk = ar.Trunk(body, self.recipe.collect.layer + 1)
+        lora.load_state(half / STATE, trunk, None)
+        record = export.training_record(self.recipe, half / METRICS, train)
+        export.export_ar(directory, trunk, tokenizer, self.recipe, train, record=record)
+
+    def _export_av(self, directory: Path, tokenizer: Any, train: Examples) -> None:
+        half = self.directory / "av"
+        model, _ = self._trainable()
+        verbalizer = lora.add_adapters(model, self.recipe.av.lora, seed=self.recipe.seed)
+        lora.load_state(half / STATE, verbalizer, None)
         tokenizer.chat_template = av.AV_CHAT_TEMPLATE
         export.export_av(
-            self.directory / "pair" / f"{name}-av",
+            directory,
             verbalizer,
             tokenizer,
             self.recipe,
             injection_scale=self.injection_scale(train),
             d_model=train.vectors.shape[1],
-            record=export.training_record(
-                self.recipe, self.directory / "av" / "metrics.jsonl", train
-            ),
+            record=export.training_record(self.recipe, half / METRICS, train),
         )
 
     def injection_scale(self, train: Examples) -> float:
@@ -152,13 +169,22 @@ class Run:
         )
 
     def _data(self) -> tuple[Any, Examples, Examples]:
-        from transformers import AutoTokenizer
+        """Tokenizer, training rows, and a fixed sample of the validation split's content rows."""
+        from transformers import AutoConfig, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve_target(self.recipe.target), local_files_only=True
+        place = resolve_target(self.recipe.target)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        config = AutoConfig.from_pretrained(place, local_files_only=True).get_text_config()
+        train, validation = (
+            load_examples(self.activations, tokenizer, split, d_model=config.hidden_size)
+            for split in ("train", "validation")
         )
-        train = load_examples(self.activations, tokenizer, "train")
-        validation = load_examples(self.activations, tokenizer, "validation")
+        for split, examples in (("train", train), ("validation", validation)):
+            if not examples.content.any():
+                raise InputDataError(
+                    f"{self.activations} holds no content positions of the split {split!r}; "
+                    "collect more documents"
+                )
         content = validation.content.nonzero().flatten()
         order = torch.randperm(
             len(content), generator=torch.Generator().manual_seed(self.recipe.seed)
@@ -166,17 +192,26 @@ class Run:
         return tokenizer, train, validation.select(content[order[:VALIDATION_ROWS]])
 
     def _trainable(self) -> tuple[Any, bool]:
-        device = torch.device(self.device)
-        reduced = lora.has_fast_bfloat16(device)
-        dtype = torch.bfloat16 if reduced else torch.float32
-        return load_target(self.recipe.target, dtype=dtype, device=self.device).model, reduced
+        reduced = lora.has_fast_bfloat16(torch.device(self.device))
+        return self._load(torch.bfloat16 if reduced else torch.float32).model, reduced
+
+    def _load(self, dtype: torch.dtype) -> Target:
+        target = load_target(self.recipe.target, dtype=dtype, device=self.device)
+        check_target(target, self.recipe.collect.layer)
+        return target
 
 
-def split_corpus(recipe: Recipe) -> list[tuple[TrainingDocument, str]]:
-    """Every document with its split: train, validation, test or ood."""
+def split_corpus(
+    recipe: Recipe, wheels: Wheels = corpus_wheels
+) -> list[tuple[TrainingDocument, str]]:
+    """Every document with its split: train, validation, test or ood.
+
+    Raises:
+        InputDataError: a wheel is missing or is not what the corpus was made for.
+    """
     options = recipe.corpus
     documents = read_corpus(
-        corpus_wheels(),
+        wheels(),
         seed=recipe.seed,
         chat_limit=options.chat_limit,
         technical_limit=options.technical_limit,

@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from nae_monitor.train import ar, av, lora
-from nae_monitor.train.batches import padded
+from nae_monitor.train.batches import another_row, padded
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.fit import FitOptions, Report, fit
 from nae_monitor.train.lora import LoraOptions
 
 SPAN_WEIGHT = 2.0
 AR_CONTRAST = 0.1
+SHORTENED_SHARE = 0.15  # of the reconstructor's texts, so that short decodes work
 
 
 def unit_mean(vectors: torch.Tensor) -> torch.Tensor:
     """m, the mean [d] of the unit vectors, not re-normalised."""
-    return torch.nn.functional.normalize(vectors, dim=-1).mean(0)
+    return normalize(vectors, dim=-1).mean(0)
 
 
 def train_av(
@@ -36,15 +38,20 @@ def train_av(
     reduced: bool,
     report: Report,
 ) -> Any:
-    """Train the verbalizer's adapters; returns the wrapped model."""
-    model = lora.add_adapters(model, options)
+    """Train the verbalizer's adapters; returns the wrapped model.
+
+    Raises:
+        ModelError: the tokenizer cannot serve a verbalizer.
+        NaeMonitorError: as :func:`nae_monitor.train.fit.fit`.
+    """
+    model = lora.add_adapters(model, options, seed=fit_options.seed)
     device = next(model.parameters()).device
     prompt = av.av_prompt(tokenizer, injection_scale)
     examples = av.encode_targets(tokenizer, train.targets, span_weight=SPAN_WEIGHT)
     held_out = av.encode_targets(tokenizer, validation.targets, span_weight=SPAN_WEIGHT)
-    shuffled = validation.vectors[torch.randperm(len(validation), generator=_generator(1))]
+    shuffled = validation.vectors[torch.from_numpy(another_row(len(validation), seed=1))]
 
-    def step(rows: np.ndarray) -> torch.Tensor:
+    def step(rows: np.ndarray, number: int) -> torch.Tensor:
         with lora.precision(model, device, reduced):
             losses, real = av.token_losses(
                 model, prompt, train.vectors[rows].to(device), [examples.token_ids[i] for i in rows]
@@ -79,17 +86,25 @@ def train_ar(
     reduced: bool,
     report: Report,
 ) -> ar.Trunk:
-    """Train the reconstructor's adapters and head; returns the trunk."""
-    trunk = ar.Trunk(lora.add_adapters(model, options), blocks)
+    """Train the reconstructor's adapters and head; returns the trunk.
+
+    Raises:
+        ModelError: the tokenizer cannot serve a reconstructor.
+        NaeMonitorError: as :func:`nae_monitor.train.fit.fit`.
+    """
+    ar.suffix_ids(tokenizer)
+    trunk = ar.Trunk(lora.add_adapters(model, options, seed=fit_options.seed), blocks)
     device = trunk.head.weight.device
     mean = unit_mean(train.vectors[train.content]).to(device)
     texts = [t.text for t in train.targets]
     rows_full = ar.encode_explanations(tokenizer, texts)
-    rng = np.random.default_rng(fit_options.seed)
+    content = validation.select(validation.content.nonzero().flatten())
+    gold = [t.text for t in content.targets]
 
-    def step(rows: np.ndarray) -> torch.Tensor:
+    def step(rows: np.ndarray, number: int) -> torch.Tensor:
+        rng = np.random.default_rng([fit_options.seed, number])  # a resumed run draws the same
         encoded = [rows_full[i] for i in rows]
-        short = rng.random(len(rows)) < 0.15
+        short = rng.random(len(rows)) < SHORTENED_SHARE
         replacements = ar.encode_explanations(
             tokenizer, [ar.shortened(texts[i], rng) for i in rows[short]]
         )
@@ -102,20 +117,21 @@ def train_ar(
 
     def evaluate() -> dict[str, float]:
         trunk.eval()
-        content = validation.select(validation.content.nonzero().flatten())
         with lora.precision(trunk.body, device, reduced):
-            predicted = ar.reconstruct(trunk, tokenizer, [t.text for t in content.targets])
+            predicted = ar.reconstruct(trunk, tokenizer, gold)
         trunk.train()
-        unit = torch.nn.functional.normalize(content.vectors, dim=-1)
-        guess = torch.nn.functional.normalize(predicted, dim=-1)
-        variance = (unit - mean.cpu()).square().sum(-1).mean()
-        fve = 1 - (unit - guess).square().sum(-1).mean() / variance
-        return {"fve_gold": float(fve), "cosine_gold": float((unit * guess).sum(-1).mean())}
+        return gold_fidelity(content.vectors, predicted, mean.cpu())
 
     trunk.train()
     fit(trunk, [len(r) for r in rows_full], step, evaluate, directory, options, fit_options, report)
     return trunk
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def gold_fidelity(
+    vectors: torch.Tensor, predicted: torch.Tensor, mean: torch.Tensor
+) -> dict[str, float]:
+    """FVE and mean cosine of reconstructions [n, d] of target texts; ``mean`` is m [d]."""
+    unit, guess = normalize(vectors, dim=-1), normalize(predicted, dim=-1)
+    variance = (unit - mean).square().sum(-1).mean()
+    fve = 1 - (unit - guess).square().sum(-1).mean() / variance
+    return {"fve_gold": float(fve), "cosine_gold": float((unit * guess).sum(-1).mean())}

@@ -7,13 +7,18 @@ Every part is determined by the vector, so that a verbalizer which reads beats o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 LAST_TOKENS = 8
 NEXT_TOKENS = 4
 SYSTEM_THEME = "conversation opening"
+OTHER_SPECIAL = "[special]"
+_WORDS = {"<|im_start|>": "[start]", "<|im_end|>": "[end]", "<|endoftext|>": "[end]"}
+# The explanation's own tags, inside it, would end it early.
+_TAGS = {"<explanation>": "[explanation]", "</explanation>": "[/explanation]"}
+_OTHER_LINE_BREAKS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _REFUSAL = re.compile(
     r"\b(?:i'?m sorry|i am sorry|i can(?:'|no)t|i cannot|i'?m (?:unable|not able)|as an ai\b|"
     r"i don'?t have the (?:capability|ability)|it'?s not appropriate)",
@@ -36,26 +41,43 @@ class Target:
         return f'{self.theme}; "{self.last}"; expects "{self.following}"'
 
 
-def readable(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Decoded tokens on one line; template tokens become words in brackets, quotes single."""
-    parts = [_SPECIAL.get(tokenizer.convert_ids_to_tokens(int(i))) for i in token_ids]
-    text: str = ""
-    run: list[int] = []
-    for token_id, special in zip(token_ids, parts, strict=True):
-        if special is None:
+def special_words(tokenizer: Any) -> dict[int, tuple[str, str]]:
+    """Each special token's id -> (its text, the word in brackets that stands for it)."""
+    added = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {i: (t, _WORDS.get(t, OTHER_SPECIAL)) for i, t in (added | named).items()}
+
+
+def readable(tokenizer: Any, words: Mapping[int, tuple[str, str]], token_ids: Sequence[int]) -> str:
+    """Decoded tokens on one line, without double quotes, special tokens or explanation tags.
+
+    Args:
+        tokenizer: the target's.
+        words: what :func:`special_words` gave for it.
+        token_ids: any of its ids; half a character at either end is left out.
+    """
+    text, run = "", list[int]()
+    for token_id in token_ids:
+        if token_id in words:
+            text += _plain(tokenizer, words, run) + words[token_id][1]
+            run = []
+        else:
             run.append(int(token_id))
-            continue
-        text += str(tokenizer.decode(run)) + special
-        run = []
-    text += str(tokenizer.decode(run))
-    return text.replace("\n", "\\n").replace('"', "'").replace("\ufffd", "")
+    return text + _plain(tokenizer, words, run)
 
 
-_SPECIAL = {"<|im_start|>": "[start]", "<|im_end|>": "[end]", "<|endoftext|>": "[end]"}
+def _plain(tokenizer: Any, words: Mapping[int, tuple[str, str]], run: list[int]) -> str:
+    text = str(tokenizer.decode(run)).replace("\ufffd", "").replace('"', "'")
+    text = _OTHER_LINE_BREAKS.sub(" ", text.replace("\n", "\\n"))
+    # Ordinary tokens can spell a special one, which would become one when encoded again.
+    for spelled, word in (*words.values(), *_TAGS.items()):
+        text = text.replace(spelled, word)
+    return text
 
 
 def make_target(
     tokenizer: Any,
+    words: Mapping[int, tuple[str, str]],
     *,
     theme: str,
     last_ids: Sequence[int],
@@ -68,7 +90,7 @@ def make_target(
         theme += ", reply refuses" if refuses else ", reply"
     return Target(
         theme=theme,
-        last=readable(tokenizer, last_ids[-LAST_TOKENS:]).strip(),
-        following=readable(tokenizer, next_ids[:NEXT_TOKENS]),
-        last_token=readable(tokenizer, last_ids[-1:]).strip(),
+        last=readable(tokenizer, words, last_ids[-LAST_TOKENS:]).strip(),
+        following=readable(tokenizer, words, next_ids[:NEXT_TOKENS]),
+        last_token=readable(tokenizer, words, last_ids[-1:]).strip(),
     )
