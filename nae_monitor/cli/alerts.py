@@ -61,7 +61,23 @@ def _reader(
         raise typer.BadParameter("name either a file or --kafka HOST:PORT")
     if file is not None:
         return JsonlTail(file, follow=follow)
+    _refuse_silent_broker(kafka or "", topic)
     return KafkaTail(kafka or "", topic, timeout_s=math.inf if follow else KAFKA_QUIET_S)
+
+
+def _refuse_silent_broker(bootstrap: str, topic: str) -> None:
+    """Raise ConfigurationError where nobody answers: it would look like a topic without alerts."""
+    from nae_monitor.alert import kafka
+    from nae_monitor.cli.network import unreachable_brokers
+    from nae_monitor.errors import ConfigurationError, Mark, Problem
+    from nae_monitor.settings import KafkaSettings
+
+    where = Mark("--kafka")
+    problems = kafka.check(KafkaSettings(bootstrap, topic), where)
+    if not problems and (why := unreachable_brokers(kafka.servers(bootstrap))):
+        problems = [Problem(where, why, "start the broker, or name another")]
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def _show(alerts: Iterable[ReadAlert], as_json: bool) -> None:

@@ -96,6 +96,8 @@ def _structured(line: str, where: str) -> Prompt:
     text = value.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise InputDataError(f"{where}: `prompt` is missing, empty or not text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputDataError(f"{where}: `prompt` holds half a surrogate pair, which is no text")
     for key in ("session_id", "tenant"):
         if not isinstance(value.get(key), str | None):
             raise InputDataError(f"{where}: `{key}` is not text")

@@ -45,8 +45,8 @@ def error_line(message: str, prefix: str = "error: ") -> None:
 
 
 def json_line(value: Any) -> None:
-    """One JSON value as one line on standard output, at once."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)  # noqa: T201
+    """One JSON value as one line of ASCII on standard output, at once."""
+    print(json.dumps(value, allow_nan=False), flush=True)  # noqa: T201
 
 
 def quiet_libraries() -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alert_parts import Broker, broker
+
+__all__ = ["broker"]
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -79,3 +82,27 @@ def test_following_goes_on_over_half_lines_and_a_rotation(alerts: Path) -> None:
         _, said = process.communicate()
     assert process.returncode == 130
     assert said.strip() == "interrupted"
+
+
+@pytest.mark.live
+def test_alerts_are_read_from_a_topic(
+    cli: Cli, config: Config, prompts: Path, broker: Broker, tmp_path: Path
+) -> None:
+    outbox = str(tmp_path / "outbox.sqlite")
+    sinks = [{"kafka": {"bootstrap": broker.bootstrap, "topic": "t", "outbox": outbox}}]
+    command = ("generate", "-c", config(alert={"sinks": sinks}), "-p", prompts)
+    assert cli(*command, "--max-new-tokens", "6").code == 0
+    done = cli("alerts", "tail", "--kafka", broker.bootstrap, "--topic", "t")
+    assert done.code == 0, done.err
+    assert done.out.count(" LOW Anything at all [anything] request ") >= 2
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "said"),
+    [("127.0.0.1:9", "127.0.0.1:9 does not answer"), ("nowhere", "which is no HOST:PORT")],
+)
+def test_a_broker_that_is_away_is_no_empty_topic(bootstrap: str, said: str, cli: Cli) -> None:
+    done = cli("alerts", "tail", "--kafka", bootstrap)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1

@@ -95,6 +95,7 @@ def test_a_marker_that_tokenises_differently_is_refused(
         ("p.jsonl", b'{"promt": "a"}\n', 3, "p.jsonl:1: unknown key 'promt'"),
         ("p.jsonl", b'{"prompt": ""}\n', 3, "`prompt` is missing, empty"),
         ("p.jsonl", b'{"prompt": "a", "tenant": 3}\n', 3, "`tenant` is not text"),
+        ("p.jsonl", b'{"prompt": "a\\ud800"}\n', 3, "half a surrogate pair"),
         ("p.txt", b"word " * 400, 3, "do not fit the model's 256"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nae_monitor.cli.checks.check import Check, problem_check, problem_checks
-from nae_monitor.cli.checks.network import unreachable
+from nae_monitor.cli.network import unreachable
 from nae_monitor.decode import open_pair
 from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem
 from nae_monitor.models import resolve_nla, resolve_target

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from nae_monitor.alert import jsonl, kafka, otel
 from nae_monitor.cli.checks.check import Check, problem_check
-from nae_monitor.cli.checks.network import unreachable
+from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
 from nae_monitor.settings import JsonlSettings, KafkaSettings, OtelSettings, Settings, SinkSettings
 
@@ -44,14 +44,11 @@ def _kafka(options: KafkaSettings, name: str, where: Mark) -> list[Check]:
     problems = kafka.check(options, where)
     if problems:
         return [problem_check(name, p) for p in problems]
-    why = ""
-    for server in kafka.servers(options.bootstrap):
-        host, _, port = server.rpartition(":")
-        why = unreachable(host.strip("[]"), int(port))
-        if not why:
-            return [Check(name, "ok", f"{server} answers, topic {options.topic}")]
-    mend = "start a broker; until then alerts wait in the outbox"
-    return [Check(name, "warning", why, mend)]
+    why = unreachable_brokers(kafka.servers(options.bootstrap))
+    if why:
+        mend = "start a broker; until then alerts wait in the outbox"
+        return [Check(name, "warning", why, mend)]
+    return [Check(name, "ok", f"{options.bootstrap} answers, topic {options.topic}")]
 
 
 def _otel(options: OtelSettings, name: str, where: Mark) -> list[Check]:
