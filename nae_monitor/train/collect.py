@@ -68,7 +68,8 @@ def _batch(
     """Ids [b, t] and positions [b, p], padded with zeros: a spare branch grows at position 0."""
     width = max(len(c.token_ids) for c in conversations)
     ids = torch.zeros(len(conversations), width, dtype=torch.long)
-    at = torch.zeros(len(conversations), max(len(p) for p in positions), dtype=torch.long)
+    branches = max(1, *(len(p) for p in positions))
+    at = torch.zeros(len(conversations), branches, dtype=torch.long)
     for i, conversation in enumerate(conversations):
         ids[i, : len(conversation.token_ids)] = torch.tensor(conversation.token_ids)
         at[i, : len(positions[i])] = torch.tensor(positions[i], dtype=torch.long)

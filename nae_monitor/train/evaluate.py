@@ -29,7 +29,7 @@ from nae_monitor.decode import (
 from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import PromptBuilder
 from nae_monitor.decode.weights import ResolveBase, load_causal_lm
-from nae_monitor.errors import CheckpointError, Mark, Problem
+from nae_monitor.errors import CheckpointError, InputDataError, Mark, Problem
 from nae_monitor.records import Decoding
 from nae_monitor.train import av
 from nae_monitor.train.batches import another_row
@@ -106,7 +106,13 @@ def evaluate(
     """Measure the pair on ``examples`` (content positions of held-out documents).
 
     A text that the reconstructor cannot take counts as a reconstruction of length zero.
+
+    Raises:
+        InputDataError: no rows.
+        VectorError: rows of another width than the pair's.
     """
+    if not len(examples):
+        raise InputDataError("no rows of that kind to evaluate on; ask for more documents")
     decodings: list[Decoding] = []
     for start in range(0, len(examples), 32):
         decodings += pair.verbalizer.decode(examples.vectors[start : start + 32])

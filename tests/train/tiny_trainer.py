@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from nae_monitor.train.av import MARKER
 from nae_monitor.train.conversations import Conversation
 from nae_monitor.train.corpus import TrainingDocument
+from nae_monitor.train.dataset import Examples
+from nae_monitor.train.targets import Target
 
 D, LAYERS, K = 32, 4, 2
+THEMES = ("ordinary chat", "technical text, reply", "personal advice question")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{{ '<|im_start|>system\nYou answer kindly.<|im_end|>\n' }}"
@@ -92,6 +95,22 @@ def document(text: str, theme: str = "ordinary chat") -> TrainingDocument:
 
 def conversation(token_ids: list[int], prompt_tokens: int = 1) -> Conversation:
     return Conversation(document(str(token_ids)), "train", tuple(token_ids), prompt_tokens)
+
+
+def make_examples(count: int, seed: int) -> Examples:
+    """Random vectors beside targets of several lengths, two rows a document."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = tuple(
+        Target(THEMES[n % 3], f"grow {'apples ' * (n % 4)}{n}", f" first {n}", str(n))
+        for n in range(count)
+    )
+    return Examples(
+        torch.randn(count, D, generator=generator),
+        targets,
+        tuple(f"d{n // 2}" for n in range(count)),
+        torch.ones(count, dtype=torch.bool),
+        torch.arange(count) % 5,
+    )
 
 
 def write_wheels(directory: Path) -> dict[str, Path]:

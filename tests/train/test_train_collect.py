@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_trainer
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nae_monitor.errors import InputDataError
+from nae_monitor.train.collect import NEXT_TOKENS, collect, measure
+from nae_monitor.train.conversations import (
+    CollectOptions,
+    choose_positions,
+    is_content,
+    opening_tokens,
+    render,
+    reply,
+)
+from nae_monitor.train.dataset import load_examples
+
+OPTIONS = CollectOptions(
+    layer=tiny_trainer.K,
+    prompt_tokens=16,
+    reply_tokens=6,
+    positions_per_document=4,
+    min_position=5,
+    batch_size=4,
+)
+DOCUMENTS = [
+    (tiny_trainer.document(f"how do people number {n} grow {'apples ' * (n % 5)}"), "train")
+    for n in range(18)
+]
+
+
+@torch.inference_mode()
+def greedy(model: Any, ids: list[int], tokens: int) -> list[int]:
+    """One token after another, each by a forward pass of its own over everything before it."""
+    ids = list(ids)
+    start = len(ids)
+    for _ in range(tokens):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[start:]
+
+
+@torch.inference_mode()
+def hidden(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
+    out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    return out.hidden_states[tiny_trainer.K][0]
+
+
+def ragged(seed: int) -> tuple[list[Any], list[list[int]]]:
+    rng = np.random.default_rng(seed)
+    lengths = [3, 17, 9, 30]
+    talks = [tiny_trainer.conversation(rng.integers(5, 300, n).tolist()) for n in lengths]
+    positions = [
+        sorted(rng.choice(n, size=min(n, k), replace=False).tolist())
+        for n, k in zip(lengths, (1, 6, 0, 4), strict=True)
+    ]
+    return talks, positions
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_vectors_are_the_hidden_states_of_a_plain_forward(attention: str, seed: int) -> None:
+    model = tiny_trainer.build_model(300, attention=attention, seed=seed)
+    talks, positions = ragged(seed)
+    vectors, _ = measure(model, talks, positions, OPTIONS)
+    for talk, at, found in zip(talks, positions, vectors, strict=True):
+        assert found.shape == (len(at), tiny_trainer.D)
+        torch.testing.assert_close(found, hidden(model, talk.token_ids)[at], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_branched_continuations_equal_one_forward_pass_a_token(attention: str, seed: int) -> None:
+    model = tiny_trainer.build_model(300, attention=attention, seed=seed)
+    talks, positions = ragged(seed)
+    _, following = measure(model, talks, positions, OPTIONS)
+    assert [len(f) for f in following] == [len(p) for p in positions]
+    for talk, at, found in zip(talks, positions, following, strict=True):
+        for position, tokens in zip(at, found, strict=True):
+            prefix = list(talk.token_ids[: position + 1])
+            assert tokens == greedy(model, prefix, NEXT_TOKENS)
+
+
+def test_reduced_precision_stays_close_to_full_precision(model: Any) -> None:
+    talks, positions = ragged(0)
+    full, _ = measure(model, talks, positions, OPTIONS)
+    options = CollectOptions(layer=tiny_trainer.K, autocast=True)
+    reduced, following = measure(model, talks, positions, options)
+    assert [len(f) for f in following] == [len(p) for p in positions]
+    cosine = torch.nn.functional.cosine_similarity(torch.cat(full), torch.cat(reduced))
+    assert cosine.min() > 0.98
+
+
+def test_replies_are_the_models_own_greedy_tokens_whatever_the_batch(
+    model: Any, tokenizer: Any
+) -> None:
+    talks = reply(model, tokenizer, DOCUMENTS[:6], OPTIONS)
+    for (document, _), talk in zip(DOCUMENTS, talks, strict=False):
+        prompt = render(tokenizer, document, OPTIONS.prompt_tokens)
+        expected = greedy(model, prompt, OPTIONS.reply_tokens)
+        if tokenizer.eos_token_id in expected:
+            expected = expected[: expected.index(tokenizer.eos_token_id)]
+        assert talk.token_ids == (*prompt, *expected)
+        assert talk.prompt_tokens == len(prompt)
+
+
+def test_a_reply_ends_at_any_of_several_end_tokens(model: Any, tokenizer: Any) -> None:
+    whole = reply(model, tokenizer, DOCUMENTS[:1], OPTIONS)[0]
+    third = whole.token_ids[whole.prompt_tokens + 2]
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [before, third]
+    try:
+        short = reply(model, tokenizer, DOCUMENTS[:1], OPTIONS)[0]
+    finally:
+        model.generation_config.eos_token_id = before
+    new = whole.token_ids[whole.prompt_tokens :]
+    assert short.token_ids[short.prompt_tokens :] == new[: new.index(third)]
+
+
+def run(model: Any, tokenizer: Any, directory: Path, **changes: Any) -> list[tuple[int, int]]:
+    return list(collect(model, tokenizer, DOCUMENTS, directory, OPTIONS, seed=3, **changes))
+
+
+def test_a_killed_collection_resumes_to_the_same_shards(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    assert run(model, tokenizer, tmp_path) == [(n, 5) for n in range(1, 6)]
+    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (tmp_path / "shard-00001.parquet").unlink()
+    (tmp_path / "shard-00003.parquet").unlink()
+    (tmp_path / "shard-00003.parquet.partial").write_bytes(b"half a shard")
+    run(model, tokenizer, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+
+
+def test_an_interrupt_leaves_whole_shards_only(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = pq.write_table, []
+
+    def interrupted(table: Any, where: Path) -> None:
+        calls.append(where)
+        if len(calls) == 2:
+            where.write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(table, where)
+
+    monkeypatch.setattr(pq, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert pq.read_table(next(tmp_path.iterdir())).num_rows > 0
+
+
+def test_rows_carry_the_tokens_around_their_position(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    run(model, tokenizer, tmp_path)
+    rows = [r for p in sorted(tmp_path.iterdir()) for r in pq.read_table(p).to_pylist()]
+    assert {r["digest"] for r in rows} == {d.digest for d, _ in DOCUMENTS}
+    for row in rows:
+        assert row["last_ids"][-1] == row["token_id"]
+        assert row["position"] >= OPTIONS.min_position
+        assert (row["phase"] == "completion") == bool(row["reply_ids"])
+        assert len(row["next_ids"]) == NEXT_TOKENS
+
+
+def test_documents_that_end_too_early_give_no_row_and_no_error(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    options = CollectOptions(layer=tiny_trainer.K, reply_tokens=2, min_position=400)
+    done = list(collect(model, tokenizer, DOCUMENTS[:2], tmp_path, options, seed=0))
+    assert done == [(1, 1)]
+    with pytest.raises(InputDataError, match="no usable rows of the split 'train'"):
+        load_examples(tmp_path, tokenizer, "train")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_a_damaged_shard_is_refused_by_name(
+    damage: str, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    run(model, tokenizer, tmp_path)
+    shard = tmp_path / "shard-00002.parquet"
+    if damage == "foreign":
+        pq.write_table(pq.read_table(shard).drop_columns(["next_ids"]), shard)
+    else:
+        shard.write_bytes(shard.read_bytes()[: 900 if damage == "truncated" else 0])
+    with pytest.raises(InputDataError, match=r"shard-00002\.parquet.*collect stage again"):
+        load_examples(tmp_path, tokenizer, "train")
+
+
+def test_no_shards_at_all_is_one_clear_error(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputDataError, match="holds no shards"):
+        load_examples(tmp_path, tokenizer, "train")
+
+
+def test_non_finite_and_outlying_vectors_are_left_out(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    run(model, tokenizer, tmp_path)
+    before = load_examples(tmp_path, tokenizer, "train", norm_quantile=1.0)
+    shard = tmp_path / "shard-00000.parquet"
+    table = pq.read_table(shard)
+    values = table.column("activation_vector").combine_chunks().flatten().to_numpy().copy()
+    values[: tiny_trainer.D] = np.nan
+    values[tiny_trainer.D : 2 * tiny_trainer.D] = np.inf
+    values[2 * tiny_trainer.D : 3 * tiny_trainer.D] = 0
+    import pyarrow as pa
+
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values), tiny_trainer.D)
+    table = table.drop_columns(["activation_vector"]).append_column("activation_vector", column)
+    pq.write_table(table, shard)
+    after = load_examples(tmp_path, tokenizer, "train", norm_quantile=1.0)
+    assert len(after) == len(before) - 3
+    assert torch.isfinite(after.vectors).all()
+    trimmed = load_examples(tmp_path, tokenizer, "train", norm_quantile=0.9)
+    assert 0.8 * len(after) < len(trimmed) < len(after)
+    assert trimmed.vectors.norm(dim=1).max() < after.vectors.norm(dim=1).max()
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.integers(1, 8),
+    st.integers(0, 5),
+)
+def test_positions_are_distinct_eligible_and_as_many_as_asked(
+    ids: list[int], opening: int, minimum: int, count: int, seed: int
+) -> None:
+    options = CollectOptions(layer=1, positions_per_document=count, min_position=minimum)
+    found = choose_positions(
+        tiny_trainer.conversation(ids),
+        frozenset({0, 1}),
+        opening,
+        options,
+        np.random.default_rng(seed),
+    )
+    assert found == sorted(set(found))
+    assert len(found) == min(count, max(0, len(ids) - minimum))
+    assert all(minimum <= p < len(ids) for p in found)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.data())
+def test_content_is_a_place_without_a_template_token_beside_it(
+    ids: list[int], data: st.DataObject
+) -> None:
+    position = data.draw(st.integers(0, len(ids) - 1))
+    near = [i for i in (position - 1, position, position + 1) if 0 <= i < len(ids)]
+    assert is_content(ids, position, frozenset({0})) == all(ids[i] != 0 for i in near)
+
+
+def test_the_opening_ends_where_the_users_words_begin(tokenizer: Any) -> None:
+    ids = render(tokenizer, tiny_trainer.document("grow"), 16)
+    opening = tokenizer.decode(ids[: opening_tokens(tokenizer)])
+    assert opening.endswith("<|im_start|>user\n")
