@@ -10,7 +10,10 @@ import numpy as np
 
 from nae_monitor.recording import RecordedActivation, Recording, RequestRecord
 from nae_monitor.recording.parts import ActivationPart
+from nae_monitor.records import Request
 
+# Recording, request id and start: a request id has several turns where a conversation goes on.
+_Turn = tuple[int, str, int]
 ROW_OVERHEAD_BYTES = 2048  # texts and Python objects beside the vector, roughly
 
 
@@ -43,18 +46,28 @@ class RowIndex:
             for part in recording.request_parts
         ]
         self._order, self._of_part, self._of_row = _sorted_rows(self._parts)
-        self._requests = self._find_requests()
+        self._requests, self._latest = self._find_requests()
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def _find_requests(self) -> dict[tuple[int, str], tuple[int, int]]:
-        found: dict[tuple[int, str], tuple[int, int]] = {}
+    def _find_requests(self) -> tuple[dict[_Turn, tuple[int, int]], dict[tuple[int, str], _Turn]]:
+        """The place of each turn's record, and the latest turn of each request."""
+        found: dict[_Turn, tuple[int, int]] = {}
+        latest: dict[tuple[int, str], _Turn] = {}
         for index, (number, part) in enumerate(self._request_parts):
-            ids = part.table(["request_id"]).column(0).to_pylist()
-            # A request id used twice keeps its last record.
-            found.update({(number, name): (index, row) for row, name in enumerate(ids)})
-        return found
+            table = part.table(["request_id", "started_unix_ns"])
+            turns = zip(*(column.to_pylist() for column in table.columns), strict=True)
+            for row, (name, started_unix_ns) in enumerate(turns):
+                turn = number, name, started_unix_ns
+                found[turn] = index, row
+                latest[number, name] = max(turn, latest.get((number, name), turn))
+        return found, latest
+
+    def _turn(self, number: int, request: Request) -> _Turn | None:
+        """The turn that a row of ``request`` was taken in; the latest where that has no record."""
+        turn = number, request.request_id, request.started_unix_ns
+        return turn if turn in self._requests else self._latest.get(turn[:2])
 
     def pieces(self, piece_bytes: int) -> Iterator[list[Row]]:
         """Every row in order, as lists of at most about ``piece_bytes``."""
@@ -72,33 +85,36 @@ class RowIndex:
             loaded.update(
                 {int(row): (record, number) for row, record in zip(wanted, taken, strict=True)}
             )
-        requests = self._load_requests(
-            {(number, record.activation.request.request_id) for record, number in loaded.values()}
-        )
-        ordered = (loaded[int(row)] for row in rows)
+        ordered = [loaded[int(row)] for row in rows]
+        turns = [self._turn(number, record.activation.request) for record, number in ordered]
+        requests = self._load_requests({turn for turn in turns if turn is not None})
         return [
-            Row(record, number, requests.get((number, record.activation.request.request_id)))
-            for record, number in ordered
+            Row(record, number, requests[turn] if turn is not None else None)
+            for (record, number), turn in zip(ordered, turns, strict=True)
         ]
 
-    def _load_requests(self, keys: set[tuple[int, str]]) -> dict[tuple[int, str], RequestRecord]:
+    def _load_requests(self, turns: set[_Turn]) -> dict[_Turn, RequestRecord]:
         by_part: dict[int, list[int]] = {}
-        for key in keys & self._requests.keys():
-            part_index, row = self._requests[key]
+        for turn in turns:
+            part_index, row = self._requests[turn]
             by_part.setdefault(part_index, []).append(row)
-        found: dict[tuple[int, str], RequestRecord] = {}
+        found: dict[_Turn, RequestRecord] = {}
         for part_index, rows in by_part.items():
             number, part = self._request_parts[part_index]
             for record in self._recordings[number].requests_of(part, sorted(rows)):
-                found[(number, record.request.request_id)] = record
+                found[_turn_of(number, record)] = record
         return found
 
     def requests(self) -> Iterator[tuple[int, RequestRecord]]:
         """Every request record that counts, one file in memory at a time, in recorded order."""
         for index, (number, part) in enumerate(self._request_parts):
             for row, record in enumerate(self._recordings[number].requests_of(part)):
-                if self._requests[(number, record.request.request_id)] == (index, row):
+                if self._requests[_turn_of(number, record)] == (index, row):
                     yield number, record
+
+
+def _turn_of(number: int, record: RequestRecord) -> _Turn:
+    return number, record.request.request_id, record.request.started_unix_ns
 
 
 def _sorted_rows(parts: Sequence[tuple[int, ActivationPart]]) -> tuple[Any, Any, Any]:

@@ -131,9 +131,9 @@ def cautious_verdict(
 
 @dataclass(slots=True)
 class _OfRequest:
-    """What replay gathers on one request."""
+    """What replay gathers on one request, over all its turns."""
 
-    record: RequestRecord | None
+    records: dict[int, RequestRecord] = field(default_factory=dict)  # by start, in Unix ns
     findings: list[Finding] = field(default_factory=list)
     judged: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -151,7 +151,7 @@ class _Replay:
     conclude: Conclude
     _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
     _current_id: str | None = None
-    _concluded: set[tuple[int, str]] = field(default_factory=set)
+    _concluded: set[tuple[int, str, int]] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
     _dropped: Counter[str] = field(default_factory=Counter)
 
@@ -170,7 +170,9 @@ class _Replay:
 
     def _row(self, row: Row, decoding: Decoding | None, reason: str | None) -> None:
         recorded = row.recorded
-        request = self._current.setdefault(row.recording, _OfRequest(row.request))
+        request = self._current.setdefault(row.recording, _OfRequest())
+        if row.request is not None:
+            request.records[row.request.request.started_unix_ns] = row.request
         findings: tuple[Finding, ...] | None = None
         if decoding is not None:
             findings = self._judge(row, decoding)
@@ -205,9 +207,9 @@ class _Replay:
         self.writer.write_findings(sorted(findings, key=finding_sort_key))
         self._counts["findings"] += len(findings)
         for number, request in self._current.items():
-            if request.record is not None:
-                self._concluded.add((number, request.record.request.request_id))
-                self._write_request(request.record, request)
+            for started_unix_ns, record in sorted(request.records.items()):
+                self._concluded.add((number, record.request.request_id, started_unix_ns))
+                self._write_request(record, request)
         self._current.clear()
 
     def _write_request(self, record: RequestRecord, request: _OfRequest) -> None:
@@ -229,8 +231,10 @@ class _Replay:
         """Conclude the last request, and those of which no row was recorded."""
         self._conclude_current()
         for number, record in requests:
-            if (number, record.request.request_id) not in self._concluded:
-                self._write_request(record, _OfRequest(record))
+            of_request = record.request
+            turn = number, of_request.request_id, of_request.started_unix_ns
+            if turn not in self._concluded:
+                self._write_request(record, _OfRequest())
 
     def outcome(self) -> ReplayRun:
         """The counts so far."""
