@@ -71,7 +71,7 @@ class Outcomes:
         """A chosen row comes to nothing."""
         activation = row.activation
         self._health.count(f"dropped.{reason}", request_id=activation.request.request_id)
-        self._kept(row, self._recorder.activation(activation, None, reason))
+        self._kept(row, self._recorder.dropped(activation, reason))
 
     def judged(
         self,
@@ -85,8 +85,7 @@ class Outcomes:
         self._health.count("tokens.judged", request_id=activation.request.request_id)
         self._requests.found(row.turn, findings)
         self._fold(activation, decoding, transcript, findings)
-        taken = self._recorder.activation(activation, decoding)
-        self._kept(row, self._recorder.findings(findings) and taken)
+        self._kept(row, self._recorder.judged(activation, decoding, findings))
 
     def _fold(
         self,

@@ -140,11 +140,17 @@ class Pipeline:
                 self._serving.stop()
                 self._worker.stop()
                 if self._thread is not None:
-                    self._thread.join(max(0.0, deadline_s))
-                self._result = self._end("shutdown", "the monitor closed before it finished")
-            return self._result
+                    # Not join: one that Ctrl-C interrupts takes the thread for ended ever after.
+                    self._worked_off.wait(max(0.0, deadline_s))
+                self._end("shutdown", "the monitor closed before it finished")
+            return bool(self._result)
 
-    def _end(self, reason: str, why: str) -> bool:
+    def _end(self, reason: str, why: str) -> None:
+        with self._end_lock:
+            if self._result is None:
+                self._result = self._account(reason, why)
+
+    def _account(self, reason: str, why: str) -> bool:
         """Shut the gate and account for everything that is left behind it."""
         quiet = self._gate.shut(SHUT_WAIT_S)
         left = [*self._worker.in_hand, *self._queue.close()]
@@ -177,17 +183,27 @@ class Pipeline:
     def _run(self) -> None:
         over = False
         try:
-            self._worker.run()
-            over = True
+            with self._health.guard("worker"):
+                self._worker.run()
+                over = True
         finally:
-            if not over:  # SystemExit or the like out of a stage: nobody else would ever say so
-                self._serving.stop()
-                self._blindness.failed("worker", "its thread ended")
-                self._result = False
-                self._end("worker_ended", "the background thread ended")
+            try:
+                if not over:
+                    self._died()
+            finally:
+                self._worked_off.set()
+
+    def _died(self) -> None:
+        """SystemExit or the like came out of a stage, and nobody else would ever say so."""
+        self._serving.stop()
+        self._blindness.failed("worker", "its thread ended")
+        self._end("worker_ended", "the background thread ended")
+        self._result = False
 
     def _renew_locks(self) -> None:
         self._close_lock = threading.Lock()
+        self._end_lock = threading.Lock()
+        self._worked_off = threading.Event()
         self._start_lock = threading.Lock()
 
     def _renew(self) -> None:

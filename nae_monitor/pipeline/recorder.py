@@ -13,11 +13,12 @@ from nae_monitor.recording import RecordingWriter, RequestRecord
 from nae_monitor.records import Activation, Decoding, Finding, Verdict
 from nae_monitor.settings import Settings
 
-COMPONENT = "record"
-
 
 class Recorder:
-    """Writes while it can. Each method tells whether everything was taken."""
+    """Writes while it can. Each method tells whether everything was taken.
+
+    A disk that keeps refusing is left alone but for a trial now and then (:class:`Circuit`).
+    """
 
     def __init__(
         self,
@@ -33,57 +34,66 @@ class Recorder:
         self._keeps_tokens = settings.privacy.content == "full"
         self._health = health
         self._blindness = blindness
-        self._circuit = Circuit(COMPONENT, health, clock)
+        self._lost = 0
+        self._circuits = {
+            what: Circuit(f"record.{what}", health, clock)
+            for what in ("opening", "activations", "findings", "requests", "files", "ending")
+        }
 
     def renew(self) -> None:
         """Leave the files to the parent process; a forked child begins a recording of its own."""
         self._writer = None
+        self._lost = 0
 
     def begin(self) -> None:
         """Open a recording where a forked child has none yet."""
-        if self._open_writer is not None and self._writer is None and self._circuit.allows():
-            with self._circuit.guard():
-                self._writer = self._open_writer()
+        if self._open_writer is not None and self._writer is None:
+            self._writer = self._circuits["opening"].call(self._open_writer)
 
-    def activation(
-        self, activation: Activation, decoding: Decoding | None, reason: str | None = None
-    ) -> bool:
-        """Keep a row, judged or dropped."""
-        if decoding is None and not self._keeps_dropped:
+    def dropped(self, activation: Activation, reason: str) -> bool:
+        """Keep a row that came to nothing, if such rows are wanted."""
+        if not self._keeps_dropped:
             return True
-        return self._try(
-            "activations", 1, lambda w: w.write_activation(activation, decoding, reason)
-        )
+        return self._write("activations", 1, lambda w: w.write_activation(activation, None, reason))
 
-    def findings(self, findings: Sequence[Finding]) -> bool:
-        """Keep findings."""
-        return self._try("findings", len(findings), lambda w: w.write_findings(findings))
+    def judged(
+        self, activation: Activation, decoding: Decoding, findings: Sequence[Finding]
+    ) -> bool:
+        """Keep a judged row and what was found in it."""
+        taken = self._write("activations", 1, lambda w: w.write_activation(activation, decoding))
+        if findings:
+            amount = len(findings)
+            taken = self._write("findings", amount, lambda w: w.write_findings(findings)) and taken
+        return taken
 
     def request(self, turn: Turn, verdict: Verdict) -> bool:
         """Keep a finished turn."""
-        return self._try("requests", 1, lambda w: w.write_request(self._record(turn, verdict)))
+        return self._write("requests", 1, lambda w: w.write_request(self._record(turn, verdict)))
 
     def tick(self) -> None:
         """Finish files that are due; for when there is nothing else to do."""
-        self._try("rotations", 0, lambda w: w.tick())
+        self._write("files", 0, lambda w: w.tick())
 
     def close(self) -> bool:
-        """Finish the recording; False where the disk refuses its end."""
-        return self._try("endings", 1, lambda w: w.close())
+        """Finish the recording; False where that or anything before it was refused."""
+        return self._write("ending", 1, lambda w: w.close()) and not self._lost
 
-    def _try(self, what: str, amount: int, write: Callable[[RecordingWriter], None]) -> bool:
+    def _write(self, what: str, amount: int, write: Callable[[RecordingWriter], None]) -> bool:
+        """Whether it was taken; also True where nothing is to be recorded."""
         if self._open_writer is None:
             return True
+        component, circuit = f"record.{what}", self._circuits[what]
         taken = False
-        if self._writer is not None:
-            with self._circuit.guard():
+        if self._writer is not None and (circuit.allows() or what == "ending"):
+            with circuit.guard():
                 write(self._writer)
                 taken = True
         if taken:
-            self._blindness.works(COMPONENT)
+            self._blindness.works(component)
         else:
+            self._lost += amount
             self._health.count(f"record.lost_{what}", amount)
-            self._blindness.failed(COMPONENT, "the recording cannot be written")
+            self._blindness.failed(component, "the recording cannot be written")
         return taken
 
     def _record(self, turn: Turn, verdict: Verdict) -> RequestRecord:

@@ -80,7 +80,7 @@ class Worker:
             with self._steps["pipeline"].guard():
                 self._work(list(self.in_hand))
             self._settle_rest()
-            with self._gate.passing() as open_:
+            with self._steps["pipeline"].guard(), self._gate.passing() as open_:
                 if open_:
                     self._blindness.report()
 

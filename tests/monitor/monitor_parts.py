@@ -49,7 +49,7 @@ tags: [tests.pipeline]
 scope: {phase: [prompt, completion], min_token_index: 0}
 detection:
   ends: {field: explanation, regex: ['coordinate \\d*[02468]$']}
-  said: {field: output, regex: ['[a-z]']}
+  said: {field: output, regex: ['(?s).+']}
   condition: ends and said
 ---
 schema_version: 1
@@ -82,7 +82,7 @@ date: 2026-01-01
 tags: [tests.pipeline]
 scope: {phase: [prompt, completion], min_token_index: 0}
 detection:
-  word: {field: explanation, keywords: [xylophone]}
+  word: {field: explanation, keywords: {any: [xylophone]}}
   condition: word
 """
 
