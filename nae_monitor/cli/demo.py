@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nae_monitor.cli.terminal import errors, output, printable, quiet_libraries
+from nae_monitor.cli.demo_screen import DemoScreen, print_summary
+from nae_monitor.cli.terminal import errors, quiet_libraries
 from nae_monitor.settings import (
     AlertSettings,
     BudgetSettings,
@@ -28,14 +29,10 @@ from nae_monitor.settings import (
 )
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
-
     from nae_monitor.models import Target
     from nae_monitor.monitor import Monitor
-    from nae_monitor.records import Activation, Decoding, Finding, Verdict
+    from nae_monitor.records import Verdict
 
-SHOWN_ROWS = 12
 VERDICT_WAIT_S = 120.0
 SPEED_EVERY = 3  # every third prompt is also generated without the monitor and without decoding
 UNMONITORED, SCREENED, MONITORED = (
@@ -66,7 +63,7 @@ def demo(
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
     settings = demo_settings(out)
-    screen = _Screen(as_json)
+    screen = DemoScreen(as_json)
     with screen.status("loading the model, the NLA pair, the rules and the sentence encoder"):
         target = load_target(settings.target.model)
         monitor = Monitor.from_settings(settings, console=errors(), observer=screen.observe)
@@ -82,7 +79,7 @@ def demo(
     if as_json:
         print(json.dumps(summary, indent=2))  # noqa: T201 - the command's output
     else:
-        _print_summary(summary, run)
+        print_summary(summary, run.tokens_per_s)
 
 
 def demo_settings(out: Path) -> Settings:
@@ -119,7 +116,7 @@ def _generate(
     target: Target,
     prompts: Sequence[Mapping[str, str]],
     max_new_tokens: int,
-    screen: _Screen,
+    screen: DemoScreen,
 ) -> _Run:
     run = _Run()
     quiet = _without_decoding(monitor)
@@ -195,73 +192,6 @@ def _timed(target: Target, inputs: Any, max_new_tokens: int) -> float:
     return new / (time.perf_counter() - started_s)
 
 
-class _Screen:
-    """The live table: the last decoded tokens, what they were read as, and the rules they hit."""
-
-    def __init__(self, silent: bool) -> None:
-        self.title = ""
-        self._silent = silent
-        self._rows: deque[tuple[str, ...]] = deque(maxlen=SHOWN_ROWS)
-        self._console = errors()
-        self._live: Live | None = None
-
-    @contextmanager
-    def status(self, text: str) -> Iterator[None]:
-        """Say that something takes a while."""
-        if self._silent:
-            yield
-            return
-        with self._console.status(text):
-            yield
-
-    def __enter__(self) -> _Screen:
-        from rich.live import Live
-
-        if not self._silent and self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def observe(
-        self, activation: Activation, decoding: Decoding, findings: Sequence[Finding]
-    ) -> None:
-        """Add one judged row; called in the monitor's own thread."""
-        fve = "unknown" if decoding.fve is None else f"{decoding.fve:.2f}"
-        hits = ", ".join(f.rule_name for f in findings if f.state.value == "match")
-        token = printable(activation.token).replace("\n", "\\n")
-        self._rows.append((str(activation.position), token, printable(decoding.text), fve, hits))
-        if self._live is not None:
-            self._live.update(self._table())
-
-    def verdict(self, prompt: Mapping[str, str], verdict: Verdict) -> None:
-        """Print how a conversation ended, above the live table."""
-        if self._silent:
-            return
-        rules = sorted({f.rule_name for f in verdict.findings if f.state.value == "match"})
-        mark = {"alert": "ALERT", "clean": "clean", "undecided": "undecided"}[verdict.state.value]
-        why = ", ".join(rules) or "; ".join(verdict.reasons)
-        text = f"{mark:9} {prompt['kind']:9} {prompt['prompt'][:60]:60} {why}"
-        self._console.print(text, style="bold red" if rules else None, soft_wrap=True)
-
-    def _table(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=printable(self.title)[:100], expand=True, title_justify="left")
-        table.add_column("at", justify="right", width=4)
-        table.add_column("token", width=12, no_wrap=True)
-        table.add_column("explanation", ratio=1)
-        table.add_column("FVE", justify="right", width=7)
-        table.add_column("rules hit", width=18)
-        for row in list(self._rows):
-            table.add_row(*(Text(cell) for cell in row))
-        return table
-
-
 def _summary(monitor: Monitor, run: _Run, out: Path, report: Path) -> dict[str, Any]:
     counts = monitor.health.counters()
     dropped = {k.removeprefix("dropped."): v for k, v in counts.items() if k.startswith("dropped.")}
@@ -287,32 +217,3 @@ def _summary(monitor: Monitor, run: _Run, out: Path, report: Path) -> dict[str, 
             "report": str(report),
         },
     }
-
-
-def _print_summary(summary: Mapping[str, Any], run: _Run) -> None:
-    from rich.table import Table
-
-    console = output()
-    table = Table(title="Demo summary", show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column()
-    tokens = summary["tokens"]
-    table.add_row("tokens seen", f"{tokens['seen']}")
-    table.add_row("tokens screened", f"{tokens['screened']} ({tokens['excluded']} too early)")
-    table.add_row("tokens decoded", f"{tokens['decoded']}")
-    table.add_row("tokens dropped", f"{summary['dropped'] or 0}")
-    table.add_row("alerts", f"{summary['alerts']}")
-    for kind, states in summary["verdicts"].items():
-        text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-        table.add_row(f"{kind} prompts", text)
-    for name, median in summary["tokens_per_s"].items():
-        values = run.tokens_per_s[name]
-        table.add_row(f"tokens/s, {name}", f"{median} (median of {len(values)} prompts)")
-    for name, path in summary["files"].items():
-        table.add_row(name, str(path))
-    console.print(table)
-    console.print(
-        "Decoding shares this machine's processor with the model here; in production it runs "
-        "elsewhere.\nFVE says how much of an activation its text gives back, not that the text "
-        "is true."
-    )
