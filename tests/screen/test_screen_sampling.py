@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,3 +100,33 @@ def test_a_prompt_larger_than_the_budget_is_sampled_over_its_whole_length() -> N
     rows = [c.row for c in sampler.choose(batch(1000))]
     assert len(rows) == 20
     assert max(rows) > 500
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_not_stuck_on_a_lock_of_its_parent() -> None:
+    sampler = screen(ManualClock(), every_n_tokens=1)
+    with sampler._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if sampler.choose(batch(3)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_rows_of_many_requests_share_what_the_rate_allows() -> None:
+    sampler = screen(ManualClock(), every_n_tokens=1, random_share=0.0, decodes_per_s=10)
+    requests = tuple(Request(str(i), str(i), "m") for i in range(40))
+    index = tuple(i for i in range(40) for _ in range(20))
+    mixed = RowBatch(
+        requests=requests,
+        request_index=index,
+        positions=tuple(range(20)) * 40,
+        token_ids=(1,) * 800,
+        phases=(Phase.PROMPT,) * 800,
+        layer=2,
+        vectors=torch.zeros(800, 4),
+    )
+    chosen = sampler.choose(mixed)
+    assert len(chosen) == 40
+    # By chance among all rows: not the first requests alone.
+    assert len({index[choice.row] for choice in chosen}) > 20
