@@ -20,7 +20,9 @@ from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV
 def train(
     recipe: Annotated[str, typer.Option(help="A recipe file, or a shipped recipe's name.")],
     out: Annotated[Path, typer.Option(help="Directory of the run; an existing run resumes.")],
-    stage: Annotated[str, typer.Option(help="all, or one of: collect, av, ar, export.")] = "all",
+    stage: Annotated[
+        str, typer.Option(help="all, or one of: collect, av, read, ar, export.")
+    ] = "all",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     time_limit_s: Annotated[
         float | None, typer.Option(help="Stop each training stage cleanly after this long.")

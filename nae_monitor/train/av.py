@@ -88,7 +88,9 @@ class AvExamples:
 
 
 def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: float) -> AvExamples:
-    """Tokenise explanations; tokens of the quoted last words and continuation weigh more.
+    """Tokenise explanations; tokens of the words before the position weigh 1, others more.
+
+    Those words are the longest part and the one that the vector tells least of.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token to close an explanation with.
@@ -103,10 +105,12 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: fl
     for text, target, row, offsets in zip(
         texts, targets, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
-        start = len(OPEN) + len(target.theme)
-        stop = len(text) - len(CLOSE)
+        inner_end = len(text) - len(CLOSE)
+        stop = inner_end - len(f'"; {target.theme}')
+        start = stop - len(target.last)
         ids.append((*row, eos))
-        weights.append((*(span_weight if start < end <= stop else 1.0 for _, end in offsets), 1.0))
+        heavy = (len(OPEN) < end <= start or stop < end <= inner_end for _, end in offsets)
+        weights.append((*(span_weight if h else 1.0 for h in heavy), 1.0))
     inside = ([end <= len(OPEN) for _, end in offsets] for offsets in encoded["offset_mapping"])
     return AvExamples(tuple(ids), tuple(weights), min((sum(row) for row in inside), default=0))
 

@@ -39,7 +39,7 @@ from nae_monitor.train.targets import Target
 
 FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256
-_LAST_WORDS = re.compile(r'"(.*?)"; expects "', re.DOTALL)
+_AT = re.compile(r'at "(.*?)"; expects "', re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -219,16 +219,15 @@ def _retrieval(unit: torch.Tensor, rebuilt: torch.Tensor, clusters: Clusters) ->
 
 
 def last_named(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
-    """1 where the quoted last words end with the word piece that stands at the position [n]."""
-    named = []
-    for target, text in zip(targets, texts, strict=True):
-        found = _LAST_WORDS.search(text)
-        piece = target.last_token
-        named.append(float(bool(found and piece and found.group(1).rstrip().endswith(piece))))
-    return np.array(named)
+    """1 where the text names exactly the token that stands at the position [n]."""
+    named = (_AT.match(text) for text in texts)
+    pairs = zip(targets, named, strict=True)
+    return np.array(
+        [float(bool(m and t.last_token and m.group(1) == t.last_token)) for t, m in pairs]
+    )
 
 
 def theme_right(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
-    """1 where the text begins with exactly the target's theme [n]."""
+    """1 where the text ends with exactly the target's theme [n]."""
     pairs = zip(targets, texts, strict=True)
-    return np.array([float(text.split(";")[0] == target.theme) for target, text in pairs])
+    return np.array([float(text.rsplit("; ", 1)[-1] == target.theme) for target, text in pairs])

@@ -61,10 +61,14 @@ class Recipe:
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     scale_quantile: float = 0.75  # injection_scale = this quantile of |h|
     reference_vectors: int = 512  # the bank that ranks are counted in
+    read_rows: int = 2048  # training rows whose own explanations the reconstructor learns, too
+    notes: str = ""  # goes into the training record as it stands
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_quantile <= 1:
             raise ValueError(f"scale_quantile is {self.scale_quantile}, must be in (0, 1]")
+        if self.read_rows < 0:
+            raise ValueError(f"read_rows is {self.read_rows}, must not be negative")
         if self.reference_vectors < MIN_BANK_VECTORS:
             raise ValueError(
                 f"reference_vectors is {self.reference_vectors}, at least {MIN_BANK_VECTORS}"

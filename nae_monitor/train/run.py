@@ -11,7 +11,7 @@ import torch
 
 from nae_monitor.errors import ConfigurationError, InputDataError, Mark, Problem
 from nae_monitor.models import Target, load_target, resolve_target
-from nae_monitor.train import ar, av, export, lora, stages
+from nae_monitor.train import ar, av, export, lora, reading, stages
 from nae_monitor.train.collect import IDENTITY, collect, identity
 from nae_monitor.train.corpus import TrainingDocument, read_corpus
 from nae_monitor.train.dataset import Examples, load_examples
@@ -22,8 +22,9 @@ from nae_monitor.train.recipe import HalfOptions, Recipe
 from nae_monitor.train.target_checks import check_target
 from nae_monitor.train.wheels import corpus_wheels
 
-Stage = Literal["collect", "av", "ar", "export"]
-STAGES: tuple[Stage, ...] = ("collect", "av", "ar", "export")
+Stage = Literal["collect", "av", "read", "ar", "export"]
+STAGES: tuple[Stage, ...] = ("collect", "av", "read", "ar", "export")
+READ = "read.jsonl"  # the verbalizer's own texts for training rows
 VALIDATION_ROWS = 256
 
 Progress = Callable[[str, Mapping[str, Any]], None]
@@ -53,9 +54,14 @@ class Run:
 
     def stage(self, name: Stage) -> None:
         """Run one stage to its end, its time limit or a clear error."""
-        {"collect": self.collect, "av": self.train_av, "ar": self.train_ar, "export": self.export}[
-            name
-        ]()
+        stages_by_name: dict[Stage, Callable[[], None]] = {
+            "collect": self.collect,
+            "av": self.train_av,
+            "read": self.read,
+            "ar": self.train_ar,
+            "export": self.export,
+        }
+        stages_by_name[name]()
 
     def collect(self) -> None:
         """Collect activations of every document of the corpus."""
@@ -105,9 +111,28 @@ class Run:
             report=lambda row: self.progress("av", row),
         )
 
+    def read(self) -> None:
+        """Verbalise training rows with the trained verbalizer, for the reconstructor."""
+        tokenizer, train, _ = self._data()
+        tokenizer.chat_template = av.AV_CHAT_TEMPLATE
+        base, _ = self._trainable()
+        model = lora.add_adapters(base, self.recipe.av.lora, seed=self.recipe.seed)
+        lora.load_state(self.directory / "av" / STATE, model, None)
+        for done, total in reading.read_rows(
+            model.merge_and_unload().eval(),
+            tokenizer,
+            train,
+            self.directory / READ,
+            injection_scale=self.injection_scale(train),
+            rows=self.recipe.read_rows,
+            seed=self.recipe.seed,
+        ):
+            self.progress("read", {"done": done, "total": total})
+
     def train_ar(self) -> None:
-        """Train the reconstructor."""
+        """Train the reconstructor, on the verbalizer's own texts, too, where they were read."""
         tokenizer, train, validation = self._data()
+        found = self.directory / READ
         model, reduced = self._trainable()
         stages.train_ar(
             model,
@@ -120,6 +145,7 @@ class Run:
             blocks=self.recipe.collect.layer + 1,
             reduced=reduced,
             report=lambda row: self.progress("ar", row),
+            read=reading.read_texts(found, len(train)) if found.exists() else (),
         )
 
     def export(self) -> None:

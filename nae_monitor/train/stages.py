@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nae_monitor.train.dataset import Examples
 from nae_monitor.train.fit import FitOptions, Report, fit
 from nae_monitor.train.lora import LoraOptions
 
-SPAN_WEIGHT = 2.0
+SPAN_WEIGHT = 4.0
 AR_CONTRAST = 0.1
 SHORTENED_SHARE = 0.15  # of the reconstructor's texts, so that short decodes work
 
@@ -85,8 +86,12 @@ def train_ar(
     blocks: int,
     reduced: bool,
     report: Report,
+    read: Sequence[tuple[int, str]] = (),
 ) -> ar.Trunk:
     """Train the reconstructor's adapters and head; returns the trunk.
+
+    ``read`` holds (row of train, the verbalizer's text for it); where there are any, they are
+    repeated until they are about as many as the target texts.
 
     Raises:
         ModelError: the tokenizer cannot serve a reconstructor.
@@ -96,7 +101,9 @@ def train_ar(
     trunk = ar.Trunk(lora.add_adapters(model, options, seed=fit_options.seed), blocks)
     device = trunk.head.weight.device
     mean = unit_mean(train.vectors[train.content]).to(device)
-    texts = [t.text for t in train.targets]
+    repeated = list(read) * (len(train) // len(read) if read else 0)
+    texts = [t.text for t in train.targets] + [text for _, text in repeated]
+    owners = np.array([*range(len(train)), *(row for row, _ in repeated)])
     rows_full = ar.encode_explanations(tokenizer, texts)
     content = validation.select(validation.content.nonzero().flatten())
     gold = [t.text for t in content.targets]
@@ -113,7 +120,8 @@ def train_ar(
         ids, mask = padded(encoded, pad=0)
         with lora.precision(trunk.body, device, reduced):
             predicted = trunk(ids.to(device), mask.to(device))
-        return ar.ar_loss(predicted, train.vectors[rows].to(device), mean, contrast=AR_CONTRAST)
+        own = train.vectors[owners[rows]].to(device)
+        return ar.ar_loss(predicted, own, mean, contrast=AR_CONTRAST)
 
     def evaluate() -> dict[str, float]:
         trunk.eval()

@@ -1,7 +1,9 @@
-"""The text an activation should be verbalised as: theme; "last words"; expects "next words".
+"""The text an activation should be verbalised as.
 
-Every part is determined by the vector, so that a verbalizer which reads beats one that guesses
-(recipe: a target that names the last token and the expected continuation).
+``at "token"; expects "next words"; after "last words"; theme``: every part is determined by the
+vector, so that a verbalizer which reads beats one that guesses, and the parts come in the order
+of how plainly a residual stream tells them. Written the other way round, one wrong early word
+pulls everything behind it along, the token at the position included.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LAST_TOKENS = 8
+LAST_TOKENS = 7
 NEXT_TOKENS = 4
 SYSTEM_THEME = "conversation opening"
 OTHER_SPECIAL = "[special]"
@@ -31,14 +33,16 @@ class Target:
     """The parts of one explanation."""
 
     theme: str
-    last: str
-    following: str
-    last_token: str = ""  # the piece at the position itself, as it stands at the end of ``last``
+    last: str  # the words before the position
+    following: str  # what the target would say next
+    last_token: str  # the piece at the position itself
 
     @property
     def text(self) -> str:
         """The explanation as the verbalizer should write it, without its tags."""
-        return f'{self.theme}; "{self.last}"; expects "{self.following}"'
+        return (
+            f'at "{self.last_token}"; expects "{self.following}"; after "{self.last}"; {self.theme}'
+        )
 
 
 def special_words(tokenizer: Any) -> dict[int, tuple[str, str]]:
@@ -90,7 +94,7 @@ def make_target(
         theme += ", reply refuses" if refuses else ", reply"
     return Target(
         theme=theme,
-        last=readable(tokenizer, words, last_ids[-LAST_TOKENS:]).strip(),
+        last=readable(tokenizer, words, last_ids[-LAST_TOKENS - 1 : -1]).strip(),
         following=readable(tokenizer, words, next_ids[:NEXT_TOKENS]),
-        last_token=readable(tokenizer, words, last_ids[-1:]).strip(),
+        last_token=readable(tokenizer, words, last_ids[-1:]),
     )

@@ -109,15 +109,17 @@ def test_validation_loss_is_the_mean_over_tokens_after_the_opening_tag(
     assert found == pytest.approx(total / count, rel=1e-4)
 
 
-def test_exactly_the_quoted_spans_weigh_more(av_tokenizer: Any) -> None:
+def test_all_but_the_words_before_the_position_weigh_more(av_tokenizer: Any) -> None:
     targets = make_examples(6, 0).targets
     encoded = av.encode_targets(av_tokenizer, targets, span_weight=3.0)
     for target, ids, weights in zip(targets, encoded.token_ids, encoded.weights, strict=True):
         assert ids[-1] == av_tokenizer.eos_token_id
         assert len(ids) == len(weights)
         heavy = av_tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 3.0])
-        assert f'"{target.last}"; expects "{target.following}' in heavy
-        assert target.theme not in heavy
+        light = av_tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 1.0])
+        assert f'at "{target.last_token}"; expects "{target.following}"; after ' in heavy
+        assert heavy.endswith(target.theme)
+        assert target.last in light
         assert "explanation" not in heavy
 
 

@@ -161,31 +161,30 @@ def test_fve_is_one_minus_the_ratio_of_the_means(pairs: list[tuple[float, float]
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('ordinary chat; "the red kite"; expects " flies"', 1.0),
-        ('another theme; "a kite "; expects ""', 1.0),
-        ('ordinary chat; "the kite string"; expects " kite"', 0.0),
-        ('ordinary chat; "the red kite', 0.0),
-        ("kite", 0.0),
+        ('at " kite"; expects " flies"; after "the red"; ordinary chat', 1.0),
+        ('at " kite"; expects "', 1.0),
+        ('at "kite"; expects " flies"; after "the red"; ordinary chat', 0.0),
+        ('at " kites"; expects " fly"; after "the red"; ordinary chat', 0.0),
+        ('at " kite', 0.0),
+        (" kite", 0.0),
         ("", 0.0),
     ],
 )
-def test_the_last_token_is_named_where_the_quoted_words_end_with_it(
-    text: str, named: float
-) -> None:
-    target = Target("ordinary chat", "see the red kite", " fly", "kite")
+def test_the_token_is_named_where_the_text_begins_with_exactly_it(text: str, named: float) -> None:
+    target = Target("ordinary chat", "see the red", " fly", " kite")
     assert last_named([target], [text]).tolist() == [named]
 
 
 def test_a_token_without_visible_text_is_never_counted_as_named() -> None:
     target = Target("ordinary chat", "see the", " fly", "")
-    assert last_named([target], ['ordinary chat; "see the"; expects " fly"']).tolist() == [0.0]
+    assert last_named([target], ['at ""; expects " fly"']).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ('ordinary chat, reply; "a"; expects "b"', 1.0),
-        ('ordinary chat; "a"; expects "b"', 0.0),
+        ('at "a"; expects "b"; after "c"; ordinary chat, reply', 1.0),
+        ('at "a"; expects "b"; after "c"; ordinary chat', 0.0),
         ("ordinary chat, reply", 1.0),
         ("", 0.0),
     ],

@@ -14,17 +14,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from nae_monitor.decode import load_nla, open_pair
+from nae_monitor.decode.prompts import parse_explanation
 from nae_monitor.errors import ConfigurationError, InputDataError, ModelError
 from nae_monitor.models import load_target, resolve_nla, resolve_target
 from nae_monitor.settings import NlaSettings
-from nae_monitor.train import ar, lora
+from nae_monitor.train import ar, av, lora
 from nae_monitor.train.conversations import CollectOptions
 from nae_monitor.train.dataset import load_examples
 from nae_monitor.train.evaluate import Outcome, evaluate, open_for_evaluation
 from nae_monitor.train.held_out import held_out_examples, recipe_of, rows_of
 from nae_monitor.train.lora import LoraOptions
+from nae_monitor.train.reading import read_rows, read_texts
 from nae_monitor.train.recipe import CorpusOptions, HalfOptions, Recipe
-from nae_monitor.train.run import STAGES, Run
+from nae_monitor.train.run import READ, STAGES, Run
 
 
 def make_recipe(target: Path, **changes: Any) -> Recipe:
@@ -45,9 +47,10 @@ def make_recipe(target: Path, **changes: Any) -> Recipe:
             batch_size=64,
         ),
         av=half,
-        ar=half,
+        ar=dataclasses.replace(half, steps=36),  # half its texts are a beginner's
         corpus=CorpusOptions(validation_share=0.1, test_share=0.1),
         reference_vectors=256,
+        read_rows=40,
     )
     return dataclasses.replace(recipe, **changes)
 
@@ -97,7 +100,7 @@ def outcome(
 def test_a_tiny_recipe_trains_exports_and_evaluates_end_to_end(
     finished: Finished, outcome: Outcome
 ) -> None:
-    assert {stage for stage, _ in finished.rows} == {"collect", "av", "ar"}
+    assert {stage for stage, _ in finished.rows} == {"collect", "av", "read", "ar"}
     found = {m.name: m for m in outcome.measures}
     assert len(found) == len(outcome.measures) == 17
     assert all(math.isfinite(m.value) for m in outcome.measures)
@@ -113,6 +116,45 @@ def test_both_losses_fall_within_the_run(finished: Finished) -> None:
     for stage in ("av", "ar"):
         losses = [row["loss"] for name, row in finished.rows if name == stage]
         assert losses[-1] < losses[0]
+
+
+def test_the_verbalizers_own_texts_are_read_once_and_a_torn_line_again(
+    finished: Finished,
+) -> None:
+    path = finished.run.directory / READ
+    whole = path.read_bytes()
+    rows = [json.loads(line)["row"] for line in whole.splitlines()]
+    assert rows
+    assert len(set(rows)) == len(rows) <= finished.run.recipe.read_rows
+    path.write_bytes(whole[:-7])
+    finished.run.stage("read")
+    assert path.read_bytes() == whole
+
+
+def test_what_is_read_is_what_generate_writes(finished: Finished, tmp_path: Path) -> None:
+    tokenizer, train, _ = finished.run._data()
+    tokenizer.chat_template = av.AV_CHAT_TEMPLATE
+    recipe = finished.run.recipe
+    model = lora.add_adapters(load_target(recipe.target).model, recipe.av.lora, seed=recipe.seed)
+    lora.load_state(finished.run.directory / "av" / "state.safetensors", model, None)
+    model = model.merge_and_unload().eval()
+    path = tmp_path / "read.jsonl"
+    steps = read_rows(model, tokenizer, train, path, injection_scale=8.0, rows=5, seed=recipe.seed)
+    assert list(steps) == [(5, 5)]
+    prompt = av.av_prompt(tokenizer, 8.0)
+    for row, text in read_texts(path, len(train)):
+        ids = torch.tensor([prompt.token_ids])
+        embedded = av.inject(model.get_input_embeddings()(ids), train.vectors[[row]], prompt)
+        written = model.generate(
+            inputs_embeds=embedded, max_new_tokens=64, do_sample=False, pad_token_id=0
+        )
+        whole = tokenizer.decode(written[0]).split(tokenizer.eos_token)[0]
+        assert text == parse_explanation(whole)[0]
+
+
+def test_texts_of_other_training_rows_are_refused(finished: Finished) -> None:
+    with pytest.raises(InputDataError, match="delete it"):
+        read_texts(finished.run.directory / READ, 1)
 
 
 def test_the_recipe_survives_its_way_through_the_training_record(finished: Finished) -> None:
@@ -164,7 +206,12 @@ def test_the_exported_reconstructor_equals_the_trunk_that_was_trained(finished: 
     target = load_target(recipe.target)
     trunk = ar.Trunk(lora.add_adapters(target.model, recipe.ar.lora, seed=3), tiny_trainer.K + 1)
     lora.load_state(finished.run.directory / "ar" / "state.safetensors", trunk, None)
-    texts = ['ordinary chat; "the dog"; expects " ran"', "", "short", "a 'b' <c> \u00e9 \u4e2d"]
+    texts = [
+        'at " dog"; expects " ran"; after "the"; ordinary chat',
+        "",
+        "short",
+        "a 'b' <c> \u00e9 \u4e2d",
+    ]
     trained = ar.reconstruct(trunk.eval(), target.tokenizer, texts)
     pair = open_for_evaluation(finished.av, finished.ar, resolve_target)
     exported = pair.reconstructor.reconstruct(texts)

@@ -68,10 +68,10 @@ def test_a_target_keeps_its_form_and_survives_its_tags(
         reply_ids=reply,
     )
     assert re.fullmatch(
-        r'ordinary chat(, reply( refuses)?)?; "[^"]*"; expects "[^"]*"', target.text
+        r'at "[^"]*"; expects "[^"]*"; after "[^"]*"; ordinary chat(, reply( refuses)?)?',
+        target.text,
     )
     assert parse_explanation(f"{OPEN}{target.text}{CLOSE}") == (target.text, True)
-    assert target.last.endswith(target.last_token)
 
 
 def test_template_tokens_become_words() -> None:

@@ -28,7 +28,7 @@ CHAT = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LINES = [
-    '<explanation>ordinary instruction; "how do I repair a kite"; expects "first take"',
+    '<explanation>at " kite"; expects "first take"; after "how do I repair a"; ordinary',
     "</explanation>\nVector: ordinary chat, harmful request, reply refuses; expects",
     "user assistant You answer kindly. Explain <v></v> how do people grow apples",
 ]
