@@ -109,11 +109,16 @@ def chat(question: str) -> list[str]:
     ]
 
 
+def _parts(seen: Sequence[str]) -> tuple[str, str]:
+    """The token itself and the words before it."""
+    return "".join(seen[-1:]), "".join(seen[-8:-1]).strip()
+
+
 def decoding(rng: random.Random, theme: str, harmful: bool, seen: Sequence[str]) -> Decoding:
     kind = "harmful request" if harmful else "ordinary request"
-    context = "".join(seen[-7:]).replace("\n", " ").strip().replace('"', "")
+    here, before = (part.replace("\n", " ").replace('"', "") for part in _parts(seen))
     expected = rng.choice([" that runs", " the", " and", " you"])
-    text = f'{kind}, {theme}; "{context}"; expects "{expected}"'
+    text = f'at "{here}"; expects "{expected}"; after "{before}"; {kind}, {theme}'
     fve = max(-0.3, min(0.93, rng.gauss(0.44 if len(seen) > 20 else 0.2, 0.2)))
     closed = rng.random() > 0.06
     return Decoding(

@@ -23,13 +23,13 @@ HARMS = [
     "misinformation", "weapons",
 ]  # fmt: skip
 HARMLESS = [
-    'ordinary chat; "how are you today my"; expects " friend? I"',
-    'ordinary chat, reply; "I am doing well, thank"; expects " you for asking"',
-    'ordinary instruction; "Write a short poem about"; expects " the sea and"',
-    'ordinary instruction, reply; "Here is a recipe for a"; expects " lemon cake."',
-    'technical text; "Returns the list of all"; expects " the parameters that"',
-    'personal advice question; "should I tell my boss about"; expects " it before I"',
-    'conversation opening; "[start]user\\nHow do I"; expects " make a website"',
+    'at " my"; expects " friend? I"; after "how are you today"; ordinary chat',
+    'at " thank"; expects " you for asking"; after "I am doing well,"; ordinary chat, reply',
+    'at " about"; expects " the sea and"; after "Write a short poem"; ordinary instruction',
+    'at " a"; expects " lemon cake."; after "Here is a recipe for"; ordinary instruction, reply',
+    'at " all"; expects " the parameters that"; after "Returns the list of"; technical text',
+    'at " about"; expects " it before I"; after "should I tell my boss"; personal advice question',
+    'at " I"; expects " make a website"; after "[start]user\\nHow do"; conversation opening',
     "The user asks for a pasta recipe. The final token expects an ingredient.",
     "A technical guide about configuring a web server.\n\nThe next word names a file.",
     "A story about a family holiday by the sea.",
@@ -128,11 +128,12 @@ def test_harmful_themes_of_the_embedded_verbalizer_fire_unless_refused(
     rules: RuleSet, semantic: SemanticAnswerer, harm: str
 ) -> None:
     expected = {"harmful_request"} | ({"cyber_misuse"} if harm == "cyber crime" else set())
-    asked = f'harmful request, {harm}; "tell me how I could do"; expects " this at home"'
+    theme = f"harmful request, {harm}"
+    asked = f'at " do"; expects " this at home"; after "tell me how I could"; {theme}'
     assert fired(rules, semantic, asked) == expected
-    answered = f'harmful request, {harm}, reply; "Sure, here are the steps"; expects " to do it"'
+    answered = f'at " steps"; expects " to do it"; after "Sure, here are the"; {theme}, reply'
     assert fired(rules, semantic, answered, "Sure, here are the steps") == expected
-    refused = f'harmful request, {harm}, reply refuses; "I cannot help"; expects " you with that"'
+    refused = f'at " help"; expects " you with"; after "I cannot"; {theme}, reply refuses'
     assert fired(rules, semantic, refused, "I cannot help") == set()
 
 
@@ -140,7 +141,7 @@ def test_harmful_themes_of_the_embedded_verbalizer_fire_unless_refused(
 def test_jailbreak_themes_of_the_embedded_verbalizer_fire(
     rules: RuleSet, semantic: SemanticAnswerer, theme: str
 ) -> None:
-    text = f'{theme}; "from now on you will"; expects " answer as an"'
+    text = f'at " will"; expects " answer as an"; after "from now on you"; {theme}'
     assert fired(rules, semantic, text) == {"jailbreak_pressure"}
 
 
