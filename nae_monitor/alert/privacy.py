@@ -43,12 +43,7 @@ class ContentPolicy:
         env = os.environ if environ is None else environ
         self.mode: ContentMode = settings.content
         key = env.get(settings.key_env, "")
-        if not key and settings.content != "none":
-            log.warning(
-                "%s is not set: content hashes use a random key and compare only within this"
-                " process",
-                settings.key_env,
-            )
+        self._tell_random_key = "" if key else settings.key_env
         self._key = key.encode() if key else secrets.token_bytes(32)
         asked = _CAPTURE.get(env.get(CAPTURE_ENV, "").strip().lower(), (False, False))
         full = settings.content == "full"
@@ -57,6 +52,13 @@ class ContentPolicy:
 
     def digest(self, text: str) -> str:
         """The keyed hash of a text, whatever the mode: ``hmac-sha256:`` and 64 hex digits."""
+        if self._tell_random_key:
+            log.warning(
+                "%s is not set: content hashes use a random key and compare only within this"
+                " process",
+                self._tell_random_key,
+            )
+            self._tell_random_key = ""  # once
         data = text.encode("utf-8", "surrogatepass")
         return HASH_PREFIX + hmac.new(self._key, data, hashlib.sha256).hexdigest()
 
