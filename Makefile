@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt | $(BIN)/python
 	if grep -q 'include-system-site-packages = true' .venv/pyvenv.cfg; then
 		grep -vE '^(torch|triton|nvidia-.*)==' .ci/constraints.txt > .venv/constraints.txt
 	fi
+	echo "installing into .venv; this takes a minute or two" >&2
 	$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
