@@ -127,7 +127,9 @@ def _generate(
             screen.title = f"{number + 1} of {len(prompts)}: {prompt['prompt']}"
             for name in _variants(number):
                 with _variant(name, monitor, quiet, target, request_id):
-                    run.tokens_per_s[name].append(_timed(target, inputs, max_new_tokens))
+                    speed = _timed(target, inputs, max_new_tokens)
+                if number % SPEED_EVERY == 0:  # the same prompts for every variant
+                    run.tokens_per_s[name].append(speed)
                 if name == MONITORED:  # its decodes are done before anything else is timed
                     verdict = monitor.verdict(request_id, VERDICT_WAIT_S)
                     run.verdicts.append((prompt, verdict))
