@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nae_monitor.decode import Decoder, load_nla
+from nae_monitor.decode import Decoder, load_nla, open_ar, open_av
 from nae_monitor.detect import Judge, RuleSet, load_rules
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.models import load_encoder, resolve_nla, resolve_target
-from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.settings import NlaSettings, PrivacySettings, Settings
 
 T = TypeVar("T")
 
@@ -37,16 +37,25 @@ def load_parts(settings: Settings, health: Health) -> Parts:
     rules = collect(problems, lambda: load_rules(settings.detect.rules))
     encoder_name = settings.detect.encoder
     encoder = collect(problems, lambda: load_encoder(encoder_name)) if encoder_name else None
-    nla = settings.nla
-    decoder = collect(
-        problems,
-        lambda: load_nla(
-            resolve_nla(nla.av), resolve_nla(nla.ar), settings=nla, resolve_base=resolve_target
-        ),
-    )
+    decoder = _load_decoder(settings.nla, problems)
     if rules is None or decoder is None or problems:
         raise ConfigurationError(problems)
     return Parts(decoder, rules, Judge(rules, encoder, health))
+
+
+def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Decoder | None:
+    """The pair; where one directory is not there, the other is still checked."""
+    av = collect(problems, lambda: resolve_nla(nla.av))
+    ar = collect(problems, lambda: resolve_nla(nla.ar))
+    if av is not None and ar is not None:
+        return collect(
+            problems, lambda: load_nla(av, ar, settings=nla, resolve_base=resolve_target)
+        )
+    if av is not None:
+        collect(problems, lambda: open_av(av, resolve_target))
+    if ar is not None:
+        collect(problems, lambda: open_ar(ar, resolve_target))
+    return None
 
 
 def content_key(privacy: PrivacySettings) -> bytes:
