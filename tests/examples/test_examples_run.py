@@ -12,10 +12,6 @@ from nae_monitor.detect import load_rules, run_inline_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-EMBEDDED = ROOT / "nae_monitor" / "models" / "embedded" / "smollm2-135m-l20-av"
-needs_pair = pytest.mark.skipif(
-    not EMBEDDED.is_dir(), reason="the embedded NLA pair is not in this checkout"
-)
 
 
 def run(name: str, *arguments: str | Path, cwd: Path) -> str:
@@ -37,7 +33,6 @@ def test_the_house_rules_pass_their_own_tests() -> None:
 
 @pytest.mark.live
 @pytest.mark.timeout(600)
-@needs_pair
 def test_my_model_is_watched(tmp_path: Path) -> None:
     said = run("watch_my_model.py", "--max-new-tokens", "8", cwd=tmp_path)
     assert said.count("tokens judged") == 2
@@ -45,7 +40,6 @@ def test_my_model_is_watched(tmp_path: Path) -> None:
 
 @pytest.mark.live
 @pytest.mark.timeout(600)
-@needs_pair
 def test_alerts_arrive_from_kafka(tmp_path: Path) -> None:
     said = run("alerts_from_kafka.py", cwd=tmp_path)
     assert "serving: alert" in said
@@ -54,7 +48,6 @@ def test_alerts_arrive_from_kafka(tmp_path: Path) -> None:
 
 @pytest.mark.live
 @pytest.mark.timeout(600)
-@needs_pair
 def test_a_recording_is_judged_by_other_rules(tmp_path: Path) -> None:
     said = run("rejudge_recording.py", "--out", tmp_path / "run", cwd=tmp_path)
     assert "credentials_asked_for: request r1" in said
