@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from nae_monitor.cli.terminal import quiet_libraries
 from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV
 
 
@@ -34,6 +35,7 @@ def train(
 
     if stage != "all" and stage not in STAGES:
         raise typer.BadParameter(f"{stage!r}; one of: all, {', '.join(STAGES)}")
+    quiet_libraries()
     console = Console()
 
     def show(name: str, row: Mapping[str, Any]) -> None:
@@ -66,6 +68,7 @@ def evaluate(
     from nae_monitor.train.evaluate import open_for_evaluation
     from nae_monitor.train.held_out import held_out_examples, recipe_of, rows_of
 
+    quiet_libraries()
     av_dir, ar_dir = resolve_nla(av), resolve_nla(ar)
     pair = open_for_evaluation(av_dir, ar_dir, resolve_target)
     recipe = recipe_of(av_dir)
