@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nae_monitor.decode.contract import ArCheckpoint, AvCheckpoint
 from nae_monitor.decode.side_files import read_head, read_reference
-from nae_monitor.decode.sidecar import Fields, open_sidecar, read_ar, read_av
+from nae_monitor.decode.sidecar import AR_LAYER_KEYS, Fields, open_sidecar, read_ar, read_av
 from nae_monitor.decode.tokens import av_prompt, check_ar_prompt, load_tokenizer
 from nae_monitor.decode.weights import ResolveBase, decoder_config, find_weights, open_source
 from nae_monitor.errors import CheckpointError, Mark, Problem
@@ -28,7 +28,7 @@ def open_pair(
         resolve_base: base model name of an adapter to its local directory; may raise
             ConfigurationError.
         target_d_model: width of the monitored model's residual stream.
-        target_layer: K that will be captured.
+        target_layer: index into ``hidden_states`` that will be captured.
 
     Raises:
         CheckpointError: with every problem of both directories.
@@ -102,7 +102,7 @@ def _open_ar(
     place = find_weights(directory, base_model, resolve_base, problems)
     if place is None:
         return None
-    source = open_source(*place, contract.layer + 1 if contract else None, problems)
+    source = open_source(*place, contract.layer if contract else None, problems)
     tokenizer = load_tokenizer(place[0], directory, problems)
     if contract is None:
         return None
@@ -124,13 +124,16 @@ def _check_width(fields: Fields, d_model: int, config: object) -> None:
 
 
 def _check_depth(fields: Fields, layer: int, is_adapter: bool, config: object) -> None:
-    """K + 1 blocks: exactly, in an official directory; at least, in an adapter's base."""
+    """As many blocks as ``layer``: exactly, in an official directory; at least, in a base."""
     blocks = decoder_config(config).num_hidden_layers
-    if blocks == layer + 1:
+    if blocks == layer:
         return
-    text = f"is {layer}, so the trunk needs {layer + 1} blocks; config.json has {blocks}"
-    mend = "the base model is too shallow" if is_adapter else "config.json must say K + 1"
-    fields.problem(("ar", "num_hidden_layers"), text, mend, "depth")
+    index = layer - 1
+    text = f"is {index}: blocks 0..{index} make {layer}, but config.json has {blocks}"
+    mend = "the base model is too shallow"
+    if not is_adapter:
+        mend = f"an official directory is already cut: its config.json must say {layer}"
+    fields.problem(fields.present(AR_LAYER_KEYS)[0], text, mend, "depth")
 
 
 def _check_pair(av: AvCheckpoint, ar: ArCheckpoint, problems: list[Problem]) -> None:
@@ -139,7 +142,8 @@ def _check_pair(av: AvCheckpoint, ar: ArCheckpoint, problems: list[Problem]) -> 
         text = f"d_model is {ar.contract.d_model}, the verbalizer's is {av.contract.d_model}"
         problems.append(Problem(where, text, "use a pair trained together", "pair-d-model"))
     if av.contract.layer not in (None, ar.contract.layer):
-        text = f"the layer is {ar.contract.layer}, the verbalizer's is {av.contract.layer}"
+        mine, other = ar.contract.layer_index, av.contract.layer_index
+        text = f"the layer index is {mine}, the verbalizer's is {other}"
         problems.append(Problem(where, text, "use a pair trained together", "pair-layer"))
 
 
@@ -156,5 +160,8 @@ def _check_target(
         text = f"d_model is {contract.d_model}, the target model's is {d_model}"
         problems.append(Problem(where, text, mend, "target-d-model"))
     if layer is not None and contract.layer not in (None, layer):
-        text = f"the layer is {contract.layer}, the target is captured at {layer}"
+        text = (
+            f"the layer index is {contract.layer_index}, which is hidden_states[{contract.layer}]; "
+            f"the target is captured at hidden_states[{layer}]"
+        )
         problems.append(Problem(where, text, mend, "target-layer"))

@@ -2,6 +2,13 @@
 
 Source: the sidecar schema of the released NLA pairs (NLA paper, Transformer Circuits, 2026) and
 our adapter form of it.
+
+Layers are counted in two ways. A sidecar counts blocks, as the public code of the released pairs
+does (kitft/natural_language_autoencoders, ``nla/datagen/extractors.py`` and ``nla/models.py``):
+its layer index K, from 0, names the block whose *output* was captured, and the reconstructor keeps
+blocks 0..K. This package counts hidden states, as capture does: ``layer = K + 1`` is the index into
+Hugging Face's ``hidden_states`` and the number of blocks of the reconstructor. ``sidecar.py`` adds
+the one; ``layer_index`` takes it off again, for messages and for sidecars that are written.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ class AvContract:
     file: str  # the sidecar, for messages
     nla_id: str
     d_model: int
-    layer: int | None  # K; None where an official sidecar does not say
+    layer: int | None  # it reads hidden_states[layer]; None where an official sidecar is silent
     injection_scale: float  # Euclidean norm of the injected vector
     injection_char: str
     injection_token_id: int
@@ -33,6 +40,11 @@ class AvContract:
     right_neighbor_id: int
     prompt_template: str  # holds {injection_char} once
     base_model: str | None  # adapter form only
+
+    @property
+    def layer_index(self) -> int | None:
+        """K, the captured block from 0, as sidecars say it."""
+        return None if self.layer is None else self.layer - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +54,16 @@ class ArContract:
     file: str
     nla_id: str
     d_model: int
-    layer: int  # K; the trunk has K + 1 blocks
+    layer: int  # it predicts hidden_states[layer], with as many blocks
     mse_scale: float  # norm both vectors are scaled to in the training loss
-    suffix_ids: tuple[int, ...]  # every prompt ends with these tokens
+    suffix_ids: tuple[int, ...]  # every prompt ends with these tokens; none: with the explanation
     prompt_template: str  # holds {explanation} once
     base_model: str | None
+
+    @property
+    def layer_index(self) -> int:
+        """K, the captured block from 0, as sidecars say it."""
+        return self.layer - 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -46,7 +46,7 @@ class Decoder(Protocol):
 
     @property
     def layer(self) -> int:
-        """K: it reads the residual stream ``hidden_states[K]``."""
+        """It reads the residual stream ``hidden_states[layer]``."""
         ...
 
     def decode(
@@ -83,7 +83,7 @@ class Nla:
 
     @property
     def layer(self) -> int:
-        """K."""
+        """Index into ``hidden_states``, one above the sidecars' layer index."""
         return self.reconstructor.contract.layer
 
     def decode(
@@ -147,7 +147,7 @@ def load_nla(
         settings: engine, batch size, sampling, device.
         resolve_base: base model name of an adapter to its local directory.
         target_d_model: width of the monitored model, checked where given.
-        target_layer: K that is captured, checked where given.
+        target_layer: index into ``hidden_states`` that is captured, checked where given.
 
     Raises:
         CheckpointError: every broken rule of both directories and of their agreement.

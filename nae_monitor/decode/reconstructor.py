@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from nae_monitor.decode.contract import ArCheckpoint
-from nae_monitor.decode.tokens import ar_prompt
+from nae_monitor.decode.tokens import ar_prompt, ends_with
 from nae_monitor.decode.weights import decoder_config, load_trunk
 
 
 class Reconstructor:
-    """K + 1 blocks of the target without final norm, and a linear head on the last token.
+    """``layer`` blocks of the target without final norm, and a linear head on the last token.
 
     Args:
         checkpoint: the reconstructor.
@@ -39,8 +39,8 @@ class Reconstructor:
             texts: explanations, without tags.
 
         Returns:
-            [n, d] float32 on the CPU. A row is NaN where the text cannot be put into a prompt
-            that ends with the pinned suffix, or is longer than the model's context.
+            [n, d] float32 on the CPU. A row is NaN where the prompt does not end with the pinned
+            suffix, has no token at all, or is longer than the model's context.
         """
         prompts = [ar_prompt(self.contract, self._tokenizer, text) for text in texts]
         result = torch.full((len(prompts), self.contract.d_model), torch.nan)
@@ -52,8 +52,7 @@ class Reconstructor:
         return result
 
     def _is_usable(self, ids: list[int]) -> bool:
-        suffix = self.contract.suffix_ids
-        return len(ids) <= self._max_tokens and tuple(ids[-len(suffix) :]) == suffix
+        return 0 < len(ids) <= self._max_tokens and ends_with(ids, self.contract.suffix_ids)
 
     @torch.inference_mode()
     def _run(self, prompts: list[list[int]]) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Read ``nla_meta.yaml`` strictly: required keys by type and range, every problem with its place.
 
 Official sidecars carry further keys (provenance, training notes); those are ignored. Older ones
-say ``actor`` and ``critic`` where newer ones say ``av`` and ``ar``.
+say ``actor`` and ``critic`` where newer ones say ``av`` and ``ar``. Layer indexes are turned into
+this package's count of layers here and nowhere else (see ``contract.py``).
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from nae_monitor.strict_yaml import Document, KeyPath, read_document
 
 SQRT_D = "sqrt_d_model"  # sentinel of the official schema for sqrt(d_model)
 LAYER_KEYS: tuple[KeyPath, ...] = (("extraction", "layer_index"), ("extraction_layer_index",))
+# All of them hold K, also the one that is called as config.json calls its K + 1.
 AR_LAYER_KEYS: tuple[KeyPath, ...] = (
     ("ar", "num_hidden_layers"),
     ("critic", "extraction_layer_index"),
-    ("extraction_layer_index",),
+    ("critic", "num_hidden_layers"),
+    *LAYER_KEYS,
 )
 
 
@@ -88,13 +91,17 @@ class Fields:
 
     def agreeing(self, paths: tuple[KeyPath, ...], minimum: int) -> int | None:
         """The one whole number that the present keys among ``paths`` agree on, if any."""
-        present = [path for path in paths if self.get(path) is not None]
+        present = self.present(paths)
         values = [self.integer(path, minimum) for path in present]
         known = {value for value in values if value is not None}
         if len(known) > 1:
             others = ", ".join(_dotted(path) for path in present[1:])
             self.problem(present[0], f"disagrees with {others}", "one layer only", "layer-conflict")
         return next(iter(known)) if len(known) == 1 else None
+
+    def present(self, paths: tuple[KeyPath, ...]) -> list[KeyPath]:
+        """Those of ``paths`` that hold a value."""
+        return [path for path in paths if self.get(path) is not None]
 
     def _wrong(self, path: KeyPath, wanted: str) -> None:
         self.problem(path, "has the wrong value", f"expected {wanted}", f"value:{_dotted(path)}")
@@ -144,7 +151,7 @@ def read_av(fields: Fields, name: str, directory: Path) -> AvContract | None:
     before = len(fields.problems)
     d_model = fields.integer(("d_model",), 1)
     scale = fields.scale(("extraction", "injection_scale"), d_model)
-    layer = fields.agreeing(LAYER_KEYS, 0)
+    layer_index = fields.agreeing(LAYER_KEYS, 0)
     char = fields.text(("tokens", "injection_char"))
     token = fields.integer(("tokens", "injection_token_id"), 0)
     left = fields.integer(("tokens", "injection_left_neighbor_id"), 0)
@@ -160,7 +167,7 @@ def read_av(fields: Fields, name: str, directory: Path) -> AvContract | None:
         file=fields.document.file,
         nla_id=nla_id or directory.name,
         d_model=d_model,
-        layer=layer,
+        layer=None if layer_index is None else layer_index + 1,
         injection_scale=scale,
         injection_char=char,
         injection_token_id=token,
@@ -176,14 +183,14 @@ def read_ar(fields: Fields, name: str, directory: Path) -> ArContract | None:
     before = len(fields.problems)
     d_model = fields.integer(("d_model",), 1)
     mse_scale = fields.scale(("extraction", "mse_scale"), d_model)
-    if all(fields.get(path) is None for path in AR_LAYER_KEYS):
+    if not fields.present(AR_LAYER_KEYS):
         fields.missing(AR_LAYER_KEYS[0])
-    layer = fields.agreeing(AR_LAYER_KEYS, 0)
+    layer_index = fields.agreeing(AR_LAYER_KEYS, 0)
     suffix = _suffix_ids(fields)
     template = _template(fields, name, "explanation")
     base_model = _optional_text(fields, "base_model")
     nla_id = _optional_text(fields, "nla_id")
-    if d_model is None or mse_scale is None or layer is None or suffix is None:
+    if d_model is None or mse_scale is None or layer_index is None or suffix is None:
         return None
     if template is None or len(fields.problems) > before:
         return None
@@ -191,7 +198,7 @@ def read_ar(fields: Fields, name: str, directory: Path) -> ArContract | None:
         file=fields.document.file,
         nla_id=nla_id or directory.name,
         d_model=d_model,
-        layer=layer,
+        layer=layer_index + 1,
         mse_scale=mse_scale,
         suffix_ids=suffix,
         prompt_template=template,
@@ -200,7 +207,10 @@ def read_ar(fields: Fields, name: str, directory: Path) -> ArContract | None:
 
 
 def render(template: str, field: str, value: str) -> str:
-    """What ``template.format(field=value)`` gives, without format's attribute access."""
+    """What ``template.format(field=value)`` gives, without format's attribute access.
+
+    Doubled braces become single ones; braces of the value stay as they are.
+    """
     parts: list[str] = []
     for literal, name, _, _ in string.Formatter().parse(template):
         parts.append(literal)
@@ -226,9 +236,10 @@ def _template(fields: Fields, name: str, field: str) -> str | None:
 
 
 def _suffix_ids(fields: Fields) -> tuple[int, ...] | None:
+    """The pinned suffix; an empty list says that nothing stands behind the explanation."""
     path: KeyPath = ("tokens", "critic_suffix_ids")
     value = fields.get(path)
-    if value is None or value == []:
+    if value is None:
         fields.missing(path)
     elif isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
         return tuple(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def av_prompt(
 def check_ar_prompt(
     contract: ArContract, tokenizer: Any, fields: Fields, *, require_bos: bool
 ) -> None:
-    """Check that reconstructor prompts keep the pinned suffix and their BOS.
+    """Check that reconstructor prompts keep the pinned suffix, if there is one, and their BOS.
 
     Args:
         contract: the sidecar.
@@ -90,7 +91,7 @@ def check_ar_prompt(
     """
     path = ("tokens", "critic_suffix_ids")
     prompts = [ar_prompt(contract, tokenizer, text) for text in PROBES]
-    broken = sum(tuple(ids[-len(contract.suffix_ids) :]) != contract.suffix_ids for ids in prompts)
+    broken = sum(not ends_with(ids, contract.suffix_ids) for ids in prompts)
     if broken:
         text = f"is not how {broken} of {len(prompts)} probe prompts end"
         fields.problem(path, text, "tokenizer and template must match", "suffix")
@@ -108,6 +109,12 @@ def ar_prompt(contract: ArContract, tokenizer: Any, explanation: str) -> list[in
     """A reconstructor prompt: raw text encoded with special tokens, never chat-templated."""
     text = render(contract.prompt_template, "explanation", explanation)
     return list(tokenizer(text, add_special_tokens=True)["input_ids"])
+
+
+def ends_with(ids: Sequence[int], suffix: Sequence[int]) -> bool:
+    """Whether ``ids`` end with ``suffix``; every prompt ends with an empty one."""
+    start = len(ids) - len(suffix)
+    return start >= 0 and list(ids[start:]) == list(suffix)
 
 
 def _check_marker(contract: AvContract, tokenizer: Any, fields: Fields) -> None:

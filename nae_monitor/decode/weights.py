@@ -26,6 +26,9 @@ from nae_monitor.errors import CheckpointError, ConfigurationError, Mark, Proble
 
 ResolveBase = Callable[[str], Path]
 FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+# Endings of the parameters that a reconstructor has no use for and official ones do not ship.
+NOT_OF_A_TRUNK = ("lm_head.weight", *(f"model.{name}.weight" for name in FINAL_NORMS))
+PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "sliding_window_pattern")
 EMBEDDING_KEYS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _SIDE_FILES = ("value_head.safetensors", "fidelity.safetensors", ADAPTER_WEIGHTS)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -92,7 +95,7 @@ def open_source(
         weights: directory of the full model.
         adapter: adapter file, or None.
         blocks: how many blocks of an adapter's base will be kept; None keeps all. An official
-            directory is never cut: its config.json must already say K + 1.
+            directory is never cut: its config.json must already say as many.
         problems: where problems are noted.
     """
     config = _read_config(weights, problems)
@@ -119,8 +122,9 @@ def truncated(config: Any, blocks: int) -> Any:
     """A copy of ``config`` with the first ``blocks`` blocks only."""
     config = copy.deepcopy(config)
     text = decoder_config(config)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:blocks]
+    for name in PER_BLOCK_LISTS:
+        if isinstance(value := getattr(text, name, None), list | tuple):
+            setattr(text, name, value[:blocks])
     text.num_hidden_layers = blocks
     return config
 
@@ -169,8 +173,7 @@ def load_causal_lm(
 def load_trunk(source: WeightSource, *, dtype: torch.dtype, device: torch.device) -> Any:
     """The text decoder alone, without final norm; official reconstructors ship neither it nor
     the language-model head."""
-    unused = ("lm_head.weight", *(f"model.{name}.weight" for name in FINAL_NORMS))
-    model = load_causal_lm(source, dtype=dtype, device=device, unused=unused)
+    model = load_causal_lm(source, dtype=dtype, device=device, unused=NOT_OF_A_TRUNK)
     trunk = model.get_decoder()
     name = next((n for n in FINAL_NORMS if hasattr(trunk, n)), None)
     if name is None:

@@ -203,7 +203,7 @@ OFFICIAL = [
         "ar",
         "tokens.critic_suffix_ids",
         "missing:tokens.critic_suffix_ids",
-        edit("ar", "tokens.critic_suffix_ids", []),
+        edit("ar", "tokens.critic_suffix_ids", ...),
     ),
     (
         "ar",
@@ -389,10 +389,12 @@ def test_every_code_is_distinct_per_role_and_the_lists_cover_them() -> None:
 
 def test_both_forms_of_every_family_open(tiny: Any) -> None:
     for pair in (tiny.official, tiny.adapter):
-        av, ar = open_pair(*pair, tiny.resolve, target_d_model=tiny_nla.D, target_layer=tiny_nla.K)
+        av, ar = open_pair(
+            *pair, tiny.resolve, target_d_model=tiny_nla.D, target_layer=tiny_nla.LAYER
+        )
         assert av.prompt_ids[av.marker_index] == av.contract.injection_token_id
         assert av.contract.injection_scale == tiny_nla.SCALE
-        assert (av.contract.layer, ar.contract.layer) == (tiny_nla.K, tiny_nla.K)
+        assert (av.contract.layer, ar.contract.layer) == (tiny_nla.LAYER, tiny_nla.LAYER)
         assert ar.reference is not None
         assert ar.reference.bank is not None
 
@@ -429,7 +431,7 @@ def test_problems_of_both_directories_are_reported_at_once(
 
 
 @pytest.mark.parametrize(
-    ("d_model", "layer", "code"), [(64, None, "target-d-model"), (None, 3, "target-layer")]
+    ("d_model", "layer", "code"), [(64, None, "target-d-model"), (None, tiny_nla.K, "target-layer")]
 )
 def test_a_pair_of_another_target_is_refused(
     d_model: int | None, layer: int | None, code: str, llama: Any
@@ -513,7 +515,7 @@ def test_an_adapters_tokenizer_need_not_add_a_bos_it_names(
     tokenizer = AutoTokenizer.from_pretrained(base)
     drop_bos(tokenizer)
     tokenizer.save_pretrained(base)
-    assert open_ar(adapter_copy[1], lambda _: base).contract.layer == tiny_nla.K
+    assert open_ar(adapter_copy[1], lambda _: base).contract.layer == tiny_nla.LAYER
 
 
 def test_the_official_head_key_and_our_own_are_both_read(

@@ -20,7 +20,7 @@ def load(tiny: Any, form: str = "adapter", **options: Any) -> Nla:
         settings=NlaSettings(device="cpu", max_new_tokens=12, **options),
         resolve_base=tiny.resolve,
         target_d_model=tiny_nla.D,
-        target_layer=tiny_nla.K,
+        target_layer=tiny_nla.LAYER,
     )
 
 
@@ -34,7 +34,7 @@ def without_seconds(decodings: list[Any]) -> list[Any]:
 
 def test_a_pair_decodes_and_measures_each_row(tiny: Any) -> None:
     nla: Decoder = load(tiny)
-    assert (nla.nla_id, nla.d_model, nla.layer) == ("tiny-l2-v1", tiny_nla.D, tiny_nla.K)
+    assert (nla.nla_id, nla.d_model, nla.layer) == ("tiny-l2-v1", tiny_nla.D, tiny_nla.LAYER)
     batch = vectors(5)
     found = nla.decode(batch)
     assert isinstance(nla, Nla)

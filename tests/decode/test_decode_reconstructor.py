@@ -23,7 +23,7 @@ def reconstructor(tiny: Any, form: str, batch_size: int = 1) -> Reconstructor:
 
 
 def by_hidden_states(model: Any, tiny: Any, head: torch.Tensor) -> torch.Tensor:
-    """The full model's hidden_states[K + 1] at the prompt's last token, through the head."""
+    """The full model's hidden_states[LAYER] at the prompt's last token, through the head."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.base)
     rows = []
     for text in TEXTS:
@@ -31,7 +31,7 @@ def by_hidden_states(model: Any, tiny: Any, head: torch.Tensor) -> torch.Tensor:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        rows.append(states[tiny_nla.K + 1][0, -1] @ head.T)
+        rows.append(states[tiny_nla.LAYER][0, -1] @ head.T)
     return torch.stack(rows)
 
 
@@ -79,10 +79,10 @@ def test_single_rows_do_not_depend_on_their_neighbours_in_any_bit(tiny: Any) -> 
     )
 
 
-def test_only_k_plus_one_blocks_are_kept_and_no_head(tiny: Any) -> None:
+def test_only_the_blocks_up_to_the_layer_are_kept_and_no_head(tiny: Any) -> None:
     for form in ("official", "adapter"):
         trunk = reconstructor(tiny, form)._trunk
-        assert len(trunk.layers) == tiny_nla.K + 1
+        assert len(trunk.layers) == tiny_nla.LAYER
         assert not any("lm_head" in name for name, _ in trunk.named_parameters())
         assert isinstance(trunk.norm, torch.nn.Identity)
 

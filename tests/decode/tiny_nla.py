@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 D = 32
 LAYERS = 5
-K = 2
+K = 2  # the block whose output is read, as sidecars count
+LAYER = K + 1  # the index into hidden_states, and the reconstructor's blocks
 SCALE = 7.5
 MARKER = "☃"
 AV_TEMPLATE = "What does <c>{injection_char}</c> mean?"
@@ -165,19 +166,19 @@ def write_ar_files(directory: Path) -> None:
 
 
 def write_official(root: Path, base: Path) -> tuple[Path, Path]:
-    """The released form: full weights; the AR cut to K + 1 blocks, without norm and head."""
+    """The released form: full weights; the AR cut to its blocks, without norm and head."""
     av, ar = root / "official-av", root / "official-ar"
     shutil.copytree(base, av)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     write_sidecar(av, av_sidecar(tokenizer) | {"stage": "rl", "created_by": "elsewhere"})
     shutil.copytree(base, ar)
     config = json.loads((ar / "config.json").read_text())
-    config["num_hidden_layers"] = K + 1
+    config["num_hidden_layers"] = LAYER
     if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][: K + 1]
+        config["layer_types"] = config["layer_types"][:LAYER]
     (ar / "config.json").write_text(json.dumps(config))
     weights = load_file(ar / "model.safetensors")
-    dropped = ("lm_head.", "model.norm.", *(f"model.layers.{i}." for i in range(K + 1, LAYERS)))
+    dropped = ("lm_head.", "model.norm.", *(f"model.layers.{i}." for i in range(LAYER, LAYERS)))
     kept = {k: v for k, v in weights.items() if not k.startswith(dropped)}
     save_file(kept, ar / "model.safetensors", metadata={"format": "pt"})
     write_sidecar(ar, ar_sidecar(tokenizer))
@@ -185,8 +186,10 @@ def write_official(root: Path, base: Path) -> tuple[Path, Path]:
     return av, ar
 
 
-def write_adapter(directory: Path, blocks: int, *, seed: int, rank: int = 4) -> None:
-    """A LoRA adapter as peft saves it."""
+def write_adapter(
+    directory: Path, blocks: int, *, seed: int, rank: int = 4, up_scale: float = 0.2
+) -> None:
+    """A LoRA adapter as peft saves it; with ``up_scale`` 0 as peft starts it, adding nothing."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"self_attn.q_proj": (D, 32), "self_attn.v_proj": (D, 16), "mlp.down_proj": (48, D)}
     tensors = {}
@@ -194,7 +197,7 @@ def write_adapter(directory: Path, blocks: int, *, seed: int, rank: int = 4) -> 
         for name, (width_in, width_out) in shapes.items():
             stem = f"base_model.model.model.layers.{block}.{name}"
             down = 0.2 * torch.randn(rank, width_in, generator=generator)
-            up = 0.2 * torch.randn(width_out, rank, generator=generator)
+            up = up_scale * torch.randn(width_out, rank, generator=generator)
             tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = down, up
     save_file(tensors, directory / "adapter_model.safetensors")
     config = {
@@ -215,7 +218,7 @@ def write_adapters(root: Path, base: Path) -> tuple[Path, Path]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     for directory, sidecar, blocks in (
         (av, av_sidecar(tokenizer), LAYERS),
-        (ar, ar_sidecar(tokenizer), K + 1),
+        (ar, ar_sidecar(tokenizer), LAYER),
     ):
         directory.mkdir()
         write_sidecar(directory, sidecar | {"base_model": "tiny"})
