@@ -14,6 +14,7 @@ from nae_monitor.strict_yaml import Document, nearest, read_document, shown
 
 SinkKind = Literal["console", "jsonl", "otel", "kafka"]
 EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
+EMBEDDED_ENCODER = "embedded/all-minilm-l6-v2"
 EMBEDDED_AR = "embedded/smollm2-135m-l20-ar"
 
 
@@ -95,7 +96,7 @@ class DetectSettings:
     """Rule files or directories (``builtin`` is the shipped pack) and the sentence encoder."""
 
     rules: tuple[str, ...] = ("builtin",)
-    encoder: str | None = "embedded/all-minilm-l6-v2"
+    encoder: str | None = EMBEDDED_ENCODER
 
     def __post_init__(self) -> None:
         if not self.rules:  # nothing could ever match, and every request would look clean

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nae_monitor.cli.terminal import quiet_libraries
-from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV
+from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, EMBEDDED_ENCODER
 
 
 def train(
@@ -63,7 +63,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained pair on held-out documents, with every control beside it."""
-    from nae_monitor.models import resolve_nla, resolve_target
+    from nae_monitor.models import load_encoder, resolve_nla, resolve_target
     from nae_monitor.train.evaluate import evaluate as measure
     from nae_monitor.train.evaluate import open_for_evaluation
     from nae_monitor.train.held_out import held_out_examples, recipe_of, rows_of
@@ -72,6 +72,7 @@ def evaluate(
     av_dir, ar_dir = resolve_nla(av), resolve_nla(ar)
     pair = open_for_evaluation(av_dir, ar_dir, resolve_target)
     recipe = recipe_of(av_dir)
+    encoder = load_encoder(EMBEDDED_ENCODER)
     with _progress() as progress:
         report = _reporter(progress)
         examples = held_out_examples(recipe, split, documents, report)
@@ -79,6 +80,7 @@ def evaluate(
             kind: measure(
                 pair,
                 rows_of(examples, content=kind == "content", limit=limit, seed=recipe.seed),
+                encoder,
                 seed=recipe.seed,
                 progress=report,
             )

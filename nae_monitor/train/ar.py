@@ -1,13 +1,14 @@
 """Train the activation reconstructor: explanation in, direction of the activation out.
 
-The first K+1 blocks of the target without final norm, adapters on every linear layer, and an
-identity-initialised ``Linear(d, d, bias=False)`` read at the last token of a prompt with a fixed
-suffix. The loss is 1 - cosine, half the mean squared error of unit vectors.
+The blocks of the target up to the layer that was collected, without final norm, adapters on every
+linear layer, and a ``Linear(d, d, bias=False)`` read at the last token. The head starts from its
+least-squares fit on the frozen blocks, the adapters from there. The loss is 1 - cosine, half the
+mean squared error of unit vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from nae_monitor.train.av import unfit_tokenizer
 from nae_monitor.train.batches import padded
+from nae_monitor.train.conversations import user_turn
 
-AR_TEMPLATE = "<explanation>{explanation}</explanation>\nVector:"
-AR_SUFFIX = "\nVector:"
-# Ends of explanations that tokenizers are likely to merge with what follows.
-_PROBES = ("a", "b?", 'c"', "d\n", "e ", "f<", "", "7", "\u00e9", "\u4e2d")
+RIDGE = 3e-4  # of the head's closed form, as a share of the mean squared state
 
 
 class Trunk(nn.Module):
-    """Blocks 0..K of a causal LM and the head; returns [b, d] float32."""
+    """The first ``blocks`` blocks of a causal LM and the head; returns [b, d] float32."""
 
     def __init__(self, model: Any, blocks: int) -> None:
         super().__init__()
@@ -40,39 +38,31 @@ class Trunk(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Reconstruct from right-padded prompts ``ids`` [b, t] under ``mask`` [b, t]."""
-        base = self.body.get_base_model() if hasattr(self.body, "get_base_model") else self.body
-        hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(-1) - 1]
-        result: torch.Tensor = self.head(last.float())
+        result: torch.Tensor = self.head(self.states(ids, mask))
         return result.float()
 
+    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The last token's residual stream [b, d] float32, which the head maps."""
+        base = self.body.get_base_model() if hasattr(self.body, "get_base_model") else self.body
+        hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last: torch.Tensor = hidden[torch.arange(len(ids), device=ids.device), mask.sum(-1) - 1]
+        return last.float()
 
-def suffix_ids(tokenizer: Any) -> list[int]:
-    """The ids with which every AR prompt ends, whatever the explanation.
 
-    The suffix's own ids where they survive behind every explanation; else, for tokenizers that
-    join its line break to the closing tag, what all prompts share at their end.
+def ar_template(tokenizer: Any) -> str:
+    """The reconstructor's prompt: a user's turn that is the explanation, left open.
 
-    Raises:
-        ModelError: they share nothing, as with a tokenizer that adds an end-of-sequence token.
+    Nothing stands behind the explanation. It ends with the words before the activation, so the
+    last token's state, which the head reads, is already near the target's own.
     """
-    prompts = encode_explanations(tokenizer, _PROBES)
-    plain: list[int] = tokenizer(AR_SUFFIX, add_special_tokens=False).input_ids
-    if all(ids[-len(plain) :] == plain for ids in prompts):
-        return plain
-    shared = 0
-    while all(ids[-shared - 1 :] == prompts[0][-shared - 1 :] for ids in prompts):
-        shared += 1
-    text = str(tokenizer.decode(prompts[0][len(prompts[0]) - shared :]))
-    if not shared or not text.endswith(":"):
-        message = "does not end every reconstructor prompt with the same suffix"
-        raise unfit_tokenizer(tokenizer, message, "it must add no token at the end of a text")
-    return prompts[0][-shared:]
+    turn = user_turn(tokenizer).replace("{", "{{").replace("}", "}}")
+    return turn + "{explanation}"
 
 
 def encode_explanations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of the AR prompts, raw text with the tokenizer's own special tokens."""
-    prompts = [AR_TEMPLATE.format(explanation=text) for text in texts]
+    template = ar_template(tokenizer)
+    prompts = [template.format(explanation=text) for text in texts]
     return list(tokenizer(prompts).input_ids) if prompts else []
 
 
@@ -103,10 +93,31 @@ def ar_loss(
 
 
 @torch.no_grad()
+def fit_head(trunk: Trunk, tokenizer: Any, texts: Sequence[str], vectors: torch.Tensor) -> None:
+    """Set the head to the ridge regression of unit vectors [n, d] on the blocks' states."""
+    states = normalize(_over_texts(trunk.states, trunk, tokenizer, texts), dim=-1).double()
+    gram = states.T @ states
+    ridge = RIDGE * gram.diagonal().sum() * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(gram + ridge, states.T @ normalize(vectors, dim=-1).double())
+    trunk.head.weight.copy_(weight.T.float())
+
+
+@torch.no_grad()
 def reconstruct(
     trunk: Trunk, tokenizer: Any, texts: Sequence[str], batch_size: int = 64
 ) -> torch.Tensor:
-    """Vectors [n, d] float32 for the explanations, sorted by length inside."""
+    """Vectors [n, d] float32 for the explanations."""
+    return _over_texts(trunk, trunk, tokenizer, texts, batch_size)
+
+
+def _over_texts(
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    trunk: Trunk,
+    tokenizer: Any,
+    texts: Sequence[str],
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """``run`` over batches of similar length, its rows [n, d] in the order of the texts."""
     rows = encode_explanations(tokenizer, texts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device = trunk.head.weight.device
@@ -114,5 +125,5 @@ def reconstruct(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         ids, mask = padded([rows[i] for i in part], pad=0)
-        out[part] = trunk(ids.to(device), mask.to(device)).cpu()
+        out[part] = run(ids.to(device), mask.to(device)).cpu()
     return out

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from nae_monitor.errors import Mark, ModelError, Problem
 from nae_monitor.train.batches import padded
+from nae_monitor.train.frozen_head import frozen_head_losses
 from nae_monitor.train.targets import Target
 
 OPEN, CLOSE = "<explanation>", "</explanation>"
 MARKER = "█"
+TOKEN_WEIGHT, KIND_WEIGHT, WORDS_WEIGHT = 4.0, 4.0, 2.0  # against 1 for everything else
 AV_TEMPLATE = "Explain <v>{injection_char}</v>"
 AV_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
@@ -87,10 +88,8 @@ class AvExamples:
         return [len(ids) for ids in self.token_ids]
 
 
-def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: float) -> AvExamples:
-    """Tokenise explanations; tokens of the words before the position weigh 1, others more.
-
-    Those words are the longest part and the one that the vector tells least of.
+def encode_targets(tokenizer: Any, targets: Sequence[Target]) -> AvExamples:
+    """Tokenise explanations, with a loss weight for every token.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token to close an explanation with.
@@ -100,19 +99,35 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target], *, span_weight: fl
         raise unfit_tokenizer(tokenizer, "has no end-of-sequence token", "name one in its config")
     texts = [f"{OPEN}{t.text}{CLOSE}" for t in targets]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[tuple[int, ...]] = []
-    weights: list[tuple[float, ...]] = []
-    for text, target, row, offsets in zip(
-        texts, targets, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        inner_end = len(text) - len(CLOSE)
-        stop = inner_end - len(f'"; {target.theme}')
-        start = stop - len(target.last)
-        ids.append((*row, eos))
-        heavy = (len(OPEN) < end <= start or stop < end <= inner_end for _, end in offsets)
-        weights.append((*(span_weight if h else 1.0 for h in heavy), 1.0))
+    ids = tuple((*row, eos) for row in encoded["input_ids"])
+    weights = tuple(
+        (*(_weight(end - len(OPEN), spans) for _, end in offsets), 1.0)
+        for spans, offsets in zip(map(_spans, targets), encoded["offset_mapping"], strict=True)
+    )
     inside = ([end <= len(OPEN) for _, end in offsets] for offsets in encoded["offset_mapping"])
-    return AvExamples(tuple(ids), tuple(weights), min((sum(row) for row in inside), default=0))
+    return AvExamples(ids, weights, min((sum(row) for row in inside), default=0))
+
+
+def _spans(target: Target) -> list[tuple[int, float]]:
+    """(end of a stretch of the explanation, its tokens' weight), in order.
+
+    The token and the kind decide whether a reader is led to the right place at all.
+    """
+    theme = target.head.index("; " + target.theme)
+    kind = theme + 2 + len(target.theme.split(":")[0])
+    return [
+        (len(target.last_token) + len('at ""'), TOKEN_WEIGHT),
+        (theme, 1.0),
+        (kind, KIND_WEIGHT),
+        (len(target.head), 1.0),
+        (len(target.text), WORDS_WEIGHT),
+    ]
+
+
+def _weight(end: int, spans: Sequence[tuple[int, float]]) -> float:
+    if end <= 0:
+        return 1.0  # the opening tag
+    return next((weight for stop, weight in spans if end <= stop), 1.0)
 
 
 def inject(embeddings: torch.Tensor, vectors: torch.Tensor, prompt: AvPrompt) -> torch.Tensor:
@@ -136,9 +151,9 @@ def token_losses(
         inputs_embeds=inject(embeddings, vectors, prompt), use_cache=False
     ).last_hidden_state[:, len(prompt.token_ids) - 1 :]
     real = mask.bool()
-    logits = model.get_output_embeddings()(hidden[real])
     losses = torch.zeros(ids.shape, device=vectors.device)
-    losses[real] = cross_entropy(logits.float(), ids[real], reduction="none")
+    head = model.get_output_embeddings().weight
+    losses[real] = frozen_head_losses(hidden[real], head.detach(), ids[real])
     return losses, real
 
 

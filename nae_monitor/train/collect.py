@@ -127,7 +127,7 @@ def identity(
 
     ``max_batches`` does not: raising it adds shards and changes none.
     """
-    listing = "\n".join(sorted(f"{d.digest} {d.theme} {split}" for d, split in documents))
+    listing = "\n".join(sorted(f"{d.digest} {d.kind} {split}" for d, split in documents))
     corpus = hashlib.sha256(listing.encode()).hexdigest()
     shape = asdict(replace(options, max_batches=None))
     content = {"target": target, "corpus": corpus, "seed": seed, "options": shape}

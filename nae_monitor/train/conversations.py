@@ -69,6 +69,32 @@ def opening_tokens(tokenizer: Any) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
 
 
+def user_turn(tokenizer: Any) -> str:
+    """The text that opens a user's turn, without system prompt and without a BOS that the
+    tokenizer would add once more, e.g. ``<|im_start|>user\n``.
+    """
+    first, second, prompted = (
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=ask
+            )
+        )
+        for content, ask in (("alpha", False), ("Zebra", False), ("alpha", True))
+    )
+    opening = first[
+        : next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    ]
+    turn = next(
+        (t for t in tokenizer.all_special_tokens if prompted[len(first) :].startswith(t)), ""
+    )
+    if turn and turn in opening:
+        opening = opening[opening.rindex(turn) :]
+    added = tokenizer("").input_ids
+    if added and added[0] == tokenizer.bos_token_id:
+        opening = opening.removeprefix(tokenizer.bos_token)
+    return opening
+
+
 def _templated(tokenizer: Any, content: str) -> list[int]:
     return list(
         tokenizer.apply_chat_template(

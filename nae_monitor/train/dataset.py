@@ -13,7 +13,8 @@ import torch
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.conversations import opening_tokens
 from nae_monitor.train.shards import read_shard
-from nae_monitor.train.targets import SYSTEM_THEME, Target, make_target, special_words
+from nae_monitor.train.targets import Target, make_target, special_words
+from nae_monitor.train.themes import theme_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,23 +87,24 @@ def load_examples(
 def _examples(vectors: torch.Tensor, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> Examples:
     opening = opening_tokens(tokenizer)
     words = special_words(tokenizer)
-    early = [row["position"] < opening for row in rows]
+    into_message = [row["position"] - opening + 1 for row in rows]
     return Examples(
         vectors,
         tuple(
             make_target(
                 tokenizer,
                 words,
-                theme=SYSTEM_THEME if is_early else row["theme"],
+                theme=theme_of(row["digest"], row["kind"]),
+                user_tokens=user_tokens,
                 last_ids=row["last_ids"],
                 next_ids=row["next_ids"],
                 reply_ids=row["reply_ids"],
             )
-            for row, is_early in zip(rows, early, strict=True)
+            for row, user_tokens in zip(rows, into_message, strict=True)
         ),
         tuple(row["digest"] for row in rows),
         torch.tensor(
-            [row["content"] and not e for row, e in zip(rows, early, strict=True)],
+            [row["content"] and n > 0 for row, n in zip(rows, into_message, strict=True)],
             dtype=torch.bool,
         ),
         torch.tensor([row["token_id"] for row in rows], dtype=torch.long),

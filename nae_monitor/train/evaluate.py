@@ -30,12 +30,14 @@ from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import PromptBuilder
 from nae_monitor.decode.weights import ResolveBase, load_causal_lm
 from nae_monitor.errors import CheckpointError, InputDataError, Mark, Problem
+from nae_monitor.models.encoder import Encoder
 from nae_monitor.records import Decoding
 from nae_monitor.train import av
 from nae_monitor.train.batches import another_row
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.intervals import Clusters, Measure
 from nae_monitor.train.targets import Target
+from nae_monitor.train.theme_choice import kind_right, unclear_said
 
 FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256
@@ -101,7 +103,12 @@ def _token_means(path: Path) -> dict[int, torch.Tensor]:
 
 
 def evaluate(
-    pair: Pair, examples: Examples, *, seed: int = 0, progress: Progress = lambda *_: None
+    pair: Pair,
+    examples: Examples,
+    encoder: Encoder,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
 ) -> Outcome:
     """Measure the pair on ``examples`` (content positions of held-out documents).
 
@@ -129,7 +136,7 @@ def evaluate(
         *_loss_measures(_losses(pair, examples, other), clusters),
         *_retrieval(unit, rebuilt, clusters),
         clusters.mean("last token named", last_named(examples.targets, texts)),
-        clusters.mean("theme exactly right", theme_right(examples.targets, texts)),
+        *_themes(encoder, examples, texts, seed),
         Measure("unique texts per 100", 100 * len(set(texts)) / len(texts)),
         clusters.mean("closing tag written", closed),
         Measure("tokens per explanation", float(np.mean([d.tokens for d in decodings]))),
@@ -184,7 +191,7 @@ def _loss_measures(losses: Mapping[str, np.ndarray], clusters: Clusters) -> list
 def _losses(pair: Pair, examples: Examples, other: np.ndarray) -> dict[str, np.ndarray]:
     """Mean cross-entropy per explanation token of each row [n], opening tag left out."""
     prompt = av.AvPrompt(pair.av.prompt_ids, pair.av.marker_index, pair.av.contract.injection_scale)
-    targets = av.encode_targets(pair.av.tokenizer, examples.targets, span_weight=1.0)
+    targets = av.encode_targets(pair.av.tokenizer, examples.targets)
     encoded = targets.token_ids
     vectors = {
         "real": examples.vectors,
@@ -218,6 +225,29 @@ def _retrieval(unit: torch.Tensor, rebuilt: torch.Tensor, clusters: Clusters) ->
     ]
 
 
+def _themes(encoder: Encoder, examples: Examples, texts: Sequence[str], seed: int) -> list[Measure]:
+    """Whether the theme leads the encoder to the right one of twenty kinds.
+
+    Measured where a reader of the document up to the position could tell its kind. The second
+    line gives what the encoder makes of the target's own themes, the most that can be reached.
+    """
+    told = np.array([bool(t.kind) for t in examples.targets])
+    rows = examples.select(told.nonzero()[0])
+    said = [text for text, is_told in zip(texts, told, strict=True) if is_told]
+    measures: list[Measure] = []
+    if said:
+        inside = Clusters.by_document(rows.digests, seed)
+        written = [t.text for t in rows.targets]
+        right = kind_right(encoder, rows.targets, said)
+        best = kind_right(encoder, rows.targets, written)
+        measures += [inside.mean("theme's kind right, of 20", right)]
+        measures += [inside.mean("the same of target themes", best)]
+    unclear = unclear_said(texts)
+    measures += [Measure("unclear said, topic clear", float(unclear[told].mean()))]
+    measures += [Measure("unclear said, topic unclear", float(unclear[~told].mean()))]
+    return measures
+
+
 def last_named(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
     """1 where the text names exactly the token that stands at the position [n]."""
     named = (_AT.match(text) for text in texts)
@@ -225,9 +255,3 @@ def last_named(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
     return np.array(
         [float(bool(m and t.last_token and m.group(1) == t.last_token)) for t, m in pairs]
     )
-
-
-def theme_right(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
-    """1 where the text ends with exactly the target's theme [n]."""
-    pairs = zip(targets, texts, strict=True)
-    return np.array([float(text.rsplit("; ", 1)[-1] == target.theme) for target, text in pairs])

@@ -43,7 +43,7 @@ def export_av(
         {
             **_common(recipe, d_model, "av"),
             "extraction": {
-                "layer_index": recipe.collect.layer,
+                "layer_index": recipe.collect.layer - 1,  # of the block, from 0
                 "injection_scale": round(injection_scale, 4),
             },
             "tokens": {
@@ -77,9 +77,9 @@ def export_ar(
         {
             **_common(recipe, d_model, "ar"),
             "extraction": {"mse_scale": round(float(d_model) ** 0.5, 6)},
-            "ar": {"num_hidden_layers": recipe.collect.layer},
-            "tokens": {"critic_suffix_ids": ar.suffix_ids(tokenizer)},
-            "prompt_templates": {"ar": ar.AR_TEMPLATE},
+            "ar": {"num_hidden_layers": recipe.collect.layer - 1},
+            "tokens": {"critic_suffix_ids": []},
+            "prompt_templates": {"ar": ar.ar_template(tokenizer)},
         },
     )
     _adapters(directory, trunk.body, recipe.target, recipe.ar.lora)

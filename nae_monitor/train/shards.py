@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
     [
         ("digest", pa.string()),
         ("source", pa.string()),
-        ("theme", pa.string()),
+        ("kind", pa.string()),
         ("split", pa.string()),
         ("position", pa.int64()),
         ("phase", pa.string()),
@@ -53,7 +53,7 @@ def write_shard(
         {
             "digest": c.document.digest,
             "source": c.document.source,
-            "theme": c.document.theme,
+            "kind": c.document.kind,
             "split": c.split,
             "position": p,
             "phase": c.phase(p),

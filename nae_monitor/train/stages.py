@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 from nae_monitor.train import ar, av, lora
 from nae_monitor.train.batches import another_row, padded
 from nae_monitor.train.dataset import Examples
-from nae_monitor.train.fit import FitOptions, Report, fit
+from nae_monitor.train.fit import STATE, FitOptions, Report, fit
 from nae_monitor.train.lora import LoraOptions
 
-SPAN_WEIGHT = 4.0
 AR_CONTRAST = 0.1
+HEAD_ROWS = 8192  # texts that the head's closed form is fitted on
 SHORTENED_SHARE = 0.15  # of the reconstructor's texts, so that short decodes work
 
 
@@ -48,8 +48,8 @@ def train_av(
     model = lora.add_adapters(model, options, seed=fit_options.seed)
     device = next(model.parameters()).device
     prompt = av.av_prompt(tokenizer, injection_scale)
-    examples = av.encode_targets(tokenizer, train.targets, span_weight=SPAN_WEIGHT)
-    held_out = av.encode_targets(tokenizer, validation.targets, span_weight=SPAN_WEIGHT)
+    examples = av.encode_targets(tokenizer, train.targets)
+    held_out = av.encode_targets(tokenizer, validation.targets)
     shuffled = validation.vectors[torch.from_numpy(another_row(len(validation), seed=1))]
 
     def step(rows: np.ndarray, number: int) -> torch.Tensor:
@@ -94,10 +94,8 @@ def train_ar(
     repeated until they are about as many as the target texts.
 
     Raises:
-        ModelError: the tokenizer cannot serve a reconstructor.
         NaeMonitorError: as :func:`nae_monitor.train.fit.fit`.
     """
-    ar.suffix_ids(tokenizer)
     trunk = ar.Trunk(lora.add_adapters(model, options, seed=fit_options.seed), blocks)
     device = trunk.head.weight.device
     mean = unit_mean(train.vectors[train.content]).to(device)
@@ -105,6 +103,11 @@ def train_ar(
     texts = [t.text for t in train.targets] + [text for _, text in repeated]
     owners = np.array([*range(len(train)), *(row for row, _ in repeated)])
     rows_full = ar.encode_explanations(tokenizer, texts)
+    if not (directory / STATE).exists():
+        drawn = np.random.default_rng(fit_options.seed).permutation(len(texts))[:HEAD_ROWS]
+        with lora.precision(trunk.body, device, reduced):
+            chosen = [texts[i] for i in drawn]
+            ar.fit_head(trunk, tokenizer, chosen, train.vectors[owners[drawn]])
     content = validation.select(validation.content.nonzero().flatten())
     gold = [t.text for t in content.targets]
 

@@ -1,9 +1,10 @@
 """The text an activation should be verbalised as.
 
-``at "token"; expects "next words"; after "last words"; theme``: every part is determined by the
-vector, so that a verbalizer which reads beats one that guesses, and the parts come in the order
-of how plainly a residual stream tells them. Written the other way round, one wrong early word
-pulls everything behind it along, the token at the position included.
+``at "token"; expects "next words"; kind: theme phrase; prompt "last words up to the token``: the
+token and the continuation come first because a residual stream tells them most plainly; written
+the other way round, one wrong early word pulls everything behind it along. The last words come
+last and their quotation is left open, so that a reconstructor which reads the text from its end
+stands where the target stood: behind the same words.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LAST_TOKENS = 7
-NEXT_TOKENS = 4
-SYSTEM_THEME = "conversation opening"
+from nae_monitor.train.themes import OPENING, UNCLEAR, Theme
+
+LAST_TOKENS = 6
+NEXT_TOKENS = 3
+CLEAR_TOKENS = 5  # of the user's message: before so many, nobody can tell what it is about
 OTHER_SPECIAL = "[special]"
 _WORDS = {"<|im_start|>": "[start]", "<|im_end|>": "[end]", "<|endoftext|>": "[end]"}
 # The explanation's own tags, inside it, would end it early.
@@ -26,23 +29,33 @@ _REFUSAL = re.compile(
     r"i don'?t have the (?:capability|ability)|it'?s not appropriate)",
     re.IGNORECASE,
 )
+_HEDGE = re.compile(
+    r"\b(?:it'?s important to (?:note|remember)|however, (?:it|i)|please (?:consult|note)|"
+    r"i (?:would|strongly) (?:advise|encourage)|seek (?:help|professional))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """The parts of one explanation."""
 
+    kind: str  # a key of KINDS; empty where no reader could tell it yet
     theme: str
-    last: str  # the words before the position
+    speaker: str  # whose words the last ones are, and how a reply behaves
+    last: str  # the words up to the position, its own token included
     following: str  # what the target would say next
     last_token: str  # the piece at the position itself
 
     @property
+    def head(self) -> str:
+        """Everything in front of the last words."""
+        return f'at "{self.last_token}"; expects "{self.following}"; {self.theme}; {self.speaker} "'
+
+    @property
     def text(self) -> str:
         """The explanation as the verbalizer should write it, without its tags."""
-        return (
-            f'at "{self.last_token}"; expects "{self.following}"; after "{self.last}"; {self.theme}'
-        )
+        return (self.head + self.last).rstrip()
 
 
 def special_words(tokenizer: Any) -> dict[int, tuple[str, str]]:
@@ -83,18 +96,37 @@ def make_target(
     tokenizer: Any,
     words: Mapping[int, tuple[str, str]],
     *,
-    theme: str,
+    theme: Theme,
+    user_tokens: int,
     last_ids: Sequence[int],
     next_ids: Sequence[int],
     reply_ids: Sequence[int],
 ) -> Target:
-    """Build the target of one row; ``reply_ids`` is the reply so far, empty in the prompt."""
-    if reply_ids:
-        refuses = _REFUSAL.search(tokenizer.decode(list(reply_ids)))
-        theme += ", reply refuses" if refuses else ", reply"
+    """Build the target of one row.
+
+    Args:
+        tokenizer: the target's.
+        words: what :func:`special_words` gave for it.
+        theme: of the document.
+        user_tokens: of the user's message and what follows, up to the position; not above 0 in
+            the template before it.
+        last_ids: the tokens up to the position.
+        next_ids: the target's own greedy continuation.
+        reply_ids: the reply up to the position, empty in the prompt.
+    """
+    clear = bool(reply_ids) or user_tokens >= CLEAR_TOKENS
     return Target(
-        theme=theme,
-        last=readable(tokenizer, words, last_ids[-LAST_TOKENS - 1 : -1]).strip(),
+        kind=theme.kind if clear else "",
+        theme=theme.text if clear else UNCLEAR if user_tokens > 0 else OPENING,
+        speaker=_speaker(tokenizer.decode(list(reply_ids))) if reply_ids else "prompt",
+        last=readable(tokenizer, words, last_ids[-LAST_TOKENS:]).strip(),
         following=readable(tokenizer, words, next_ids[:NEXT_TOKENS]),
         last_token=readable(tokenizer, words, last_ids[-1:]),
     )
+
+
+def _speaker(reply: str) -> str:
+    """``reply`` and how it behaves so far; a reply that may still turn either way is only that."""
+    if _REFUSAL.search(reply):
+        return "refusing reply"
+    return "hedging reply" if _HEDGE.search(reply) else "reply"
