@@ -2,7 +2,7 @@
 
 The phrases were written for this project by readers of the documents and lie beside this module,
 keyed by document hash; the documents themselves are never committed. ``phrases_check.tsv`` holds
-what a second reader said of 200 of them: kind right in 171, arguable in 21, wrong in 8; phrase right
+what a second reader said of 200: kind right in 171, arguable in 21, wrong in 8; phrase right
 in 188, imprecise in 7, wrong in 5. A document without a phrase is described by its kind alone.
 """
 
