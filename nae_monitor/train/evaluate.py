@@ -37,7 +37,7 @@ from nae_monitor.train.batches import another_row
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.intervals import Clusters, Measure
 from nae_monitor.train.targets import Target
-from nae_monitor.train.theme_choice import kind_right, unclear_said
+from nae_monitor.train.theme_choice import kind_right, theme_in, unclear_said, with_theme
 
 FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256
@@ -132,7 +132,7 @@ def evaluate(
     rebuilt = _directions(pair, texts)
     closed = np.array([float(d.closed) for d in decodings])
     measures = (
-        *_fidelity(pair, examples, unit, rebuilt, other, clusters),
+        *_fidelity(pair, examples, texts, rebuilt, other, clusters),
         *_loss_measures(_losses(pair, examples, other), clusters),
         *_retrieval(unit, rebuilt, clusters),
         clusters.mean("last token named", last_named(examples.targets, texts)),
@@ -147,12 +147,17 @@ def evaluate(
 def _fidelity(
     pair: Pair,
     examples: Examples,
-    unit: torch.Tensor,
+    texts: Sequence[str],
     rebuilt: torch.Tensor,
     other: np.ndarray,
     clusters: Clusters,
 ) -> list[Measure]:
-    """FVE of the round trip and of every control it must be read against."""
+    """FVE of the round trip and of every control it must be read against.
+
+    What another row's theme costs says how far the reconstruction rests on themes at all.
+    """
+    unit = normalize(examples.vectors, dim=-1)
+    themes = [with_theme(text, theme_in(texts[i])) for text, i in zip(texts, other, strict=True)]
     distance = (unit - pair.reference.mean).square().sum(-1).numpy()
     last_token = torch.stack(
         [pair.token_means.get(int(t), pair.reference.mean) for t in examples.token_ids]
@@ -162,6 +167,7 @@ def _fidelity(
         "AR on gold targets, FVE": _directions(pair, [t.text for t in examples.targets]),
         "AR on empty text, FVE": _directions(pair, [""]).expand_as(unit),
         "AR on another row's text, FVE": rebuilt[torch.from_numpy(other)],
+        "AR with another row's theme, FVE": _directions(pair, themes),
         "same-last-token mean, FVE": last_token,
     }
     shares = [

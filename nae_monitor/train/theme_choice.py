@@ -20,6 +20,12 @@ def theme_in(text: str) -> str:
     return found[1] if found else ""
 
 
+def with_theme(text: str, theme: str) -> str:
+    """The explanation with another theme; itself where it names none."""
+    found = _THEME.search(text)
+    return text[: found.start(1)] + theme + text[found.end(1) :] if found else text
+
+
 def chosen_kinds(encoder: Encoder, themes: Sequence[str]) -> list[str]:
     """The kind [n] whose description is nearest to each theme; none for an empty theme."""
     keys = list(KINDS)
