@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nae_monitor.cli.configuration import JsonOption
+from nae_monitor.cli.nla_export import export
 from nae_monitor.cli.nla_train import evaluate, train
 from nae_monitor.cli.terminal import json_line, output, printable, quiet_libraries
 from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, NlaSettings, TargetSettings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 nla_app = typer.Typer(no_args_is_help=True, help="The Natural Language Autoencoder (NLA).")
 nla_app.command()(train)
 nla_app.command()(evaluate)
+nla_app.command()(export)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

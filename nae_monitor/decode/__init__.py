@@ -9,6 +9,7 @@ from nae_monitor.decode.contract import (
     FidelityReference,
 )
 from nae_monitor.decode.fidelity import Fidelity, fve, measure
+from nae_monitor.decode.merged import write_merged_ar, write_merged_av, write_merged_pair
 from nae_monitor.decode.nla import Decoder, Nla, load_nla
 from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
 from nae_monitor.decode.vectors import VectorScreen, check_vectors, screen_vectors
@@ -36,4 +37,7 @@ __all__ = [
     "open_av",
     "open_pair",
     "screen_vectors",
+    "write_merged_ar",
+    "write_merged_av",
+    "write_merged_pair",
 ]

@@ -175,12 +175,21 @@ def load_trunk(source: WeightSource, *, dtype: torch.dtype, device: torch.device
     the language-model head."""
     model = load_causal_lm(source, dtype=dtype, device=device, unused=NOT_OF_A_TRUNK)
     trunk = model.get_decoder()
+    setattr(trunk, final_norm_name(trunk, source), torch.nn.Identity())
+    return trunk
+
+
+def final_norm_name(trunk: Any, source: WeightSource) -> str:
+    """The attribute that holds a decoder's final norm.
+
+    Raises:
+        CheckpointError: an architecture that calls it otherwise.
+    """
     name = next((n for n in FINAL_NORMS if hasattr(trunk, n)), None)
     if name is None:
         text = f"{type(trunk).__name__} has no final norm known to this package"
         raise CheckpointError([Problem(Mark(str(source.directory)), text, "", "trunk-norm")])
-    setattr(trunk, name, torch.nn.Identity())
-    return trunk
+    return name
 
 
 def embedding_rows(source: WeightSource, token_ids: tuple[int, ...]) -> torch.Tensor:
