@@ -1,0 +1,1 @@
+"""What every benchmark shares: the machine, the claims, how a script ends."""

@@ -1,0 +1,1 @@
+"""Training steps to be timed, and how windows of them are compared."""
