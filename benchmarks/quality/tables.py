@@ -52,20 +52,20 @@ def notes_of(found: Measured) -> list[str]:
         notes.append("the pair carries no means of last tokens, so that baseline is unknown")
     if KIND not in found.content:
         notes.append("no row's kind could be told by a reader, so themes were not judged")
+    notes.append("value only: the value meets the bound, its interval reaches past it")
     notes.append("unique texts have no interval: draws with repeats would repeat texts")
     return notes
 
 
 def quality_table(title: str, claims: Sequence[Claim], found: Measured) -> Table:
-    """The claims with both bounds, and template positions beside them."""
+    """The claims with both bounds, and the values at template positions beside them."""
     table = Table(title=title)
     table.add_column("measure, content positions")
-    for name in ("value", "95 % interval", "must reach", "holds", "aim", "reached"):
+    for name in ("value", "95 % interval", "must reach", "holds", "aim", "template"):
         table.add_column(name, justify="right")
-    table.add_column("template positions", justify="right")
     for line, claim in zip(LINES, claims, strict=True):
         aim = line.aim if claim.bound else None
-        reached = {True: "yes", False: "no", None: ""}[met(aim, claim.value)]
+        reached = ", reached" if met(aim, claim.value) else ""
         beside = found.template.get(_template_name(line, found))
         table.add_row(
             f"{claim.name} ({claim.unit})" if claim.unit else claim.name,
@@ -73,9 +73,8 @@ def quality_table(title: str, claims: Sequence[Claim], found: Measured) -> Table
             _interval(claim.low, claim.high),
             str(claim.bound or ""),
             verdict(claim),
-            str(aim or ""),
-            reached,
-            "" if beside is None else _with_interval(beside, line.scale),
+            f"{aim or ''}{reached}",
+            "" if beside is None else _number(line.scale * beside.value),
         )
     return table
 
@@ -86,16 +85,13 @@ def _template_name(line: Line, found: Measured) -> str:
 
 
 def control_table(found: Measured) -> Table:
-    """Everything else that was measured: the controls that the figures must be read against."""
-    table = Table(title="controls and further figures")
+    """Everything that was measured, with the controls that the figures must be read against."""
+    table = Table(title="every figure and control, with 95 % intervals")
     table.add_column("measure")
     kinds = {"content": found.content, "template": found.template, OOD: found.foreign}
     for kind in kinds:
         table.add_column(kind, justify="right")
-    shown = {line.measure for line in LINES} - {"round-trip FVE"}
     for name in found.content:
-        if name in shown:
-            continue
         cells = (measures.get(name) for measures in kinds.values())
         table.add_row(name, *("" if m is None else _with_interval(m, 1.0) for m in cells))
     return table

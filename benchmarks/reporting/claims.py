@@ -73,12 +73,12 @@ def met(bound: Bound | None, value: float) -> bool | None:
 
 
 def verdict(claim: Claim) -> str:
-    """``holds`` in words: whether the interval says the same is part of it."""
+    """``holds`` in words; ``value only`` where the interval reaches past the bound."""
     if claim.holds is None:
         return "not measured" if claim.bound else "not claimed"
     if not claim.holds:
         return "NO"
-    return "yes, not the whole interval" if claim.holds_firmly is False else "yes"
+    return "value only" if claim.holds_firmly is False else "yes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write machine and claims to this file.")
 ]
 INTERRUPTED = 130
+FILE_WIDTH = 120  # of tables that go into a file or a pipe
 
 
 def run(command: Callable[..., None]) -> None:
@@ -63,6 +64,8 @@ def _check_writable(file: Path) -> None:
 def finish(report: Report, tables: list[Table], notes: list[str], json_file: Path | None) -> int:
     """Print tables and notes, write the JSON, and return the exit code."""
     console = output()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     for table in tables:
         console.print(table)
     for note in notes:

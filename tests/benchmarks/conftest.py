@@ -30,12 +30,12 @@ class WordEncoder:
     fingerprint = "words-1"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = np.full((len(texts), 64), 1e-3, dtype=np.float32)
+        rows: NDArray[np.float32] = np.full((len(texts), 64), 1e-3, dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():
                 row[sum(word.encode()) % 64] += 1
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        return (rows / lengths).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_a_tiny_pair_gets_every_line_of_the_table_and_fails(
     assert by_name["round-trip FVE, out of distribution"]["value"] is not None
     kinds = content["context"]["measures"]
     assert {len(kinds[k]) > 10 for k in ("content", "template", "ood")} == {True}
-    assert "controls and further figures" in capsys.readouterr().out
+    assert "every figure and control" in capsys.readouterr().out
 
 
 def test_content_and_template_positions_are_measured_apart(found: Measured) -> None:
@@ -191,10 +191,16 @@ def test_retrieval_among_fewer_vectors_is_shown_but_not_claimed() -> None:
 
 def test_the_table_says_where_only_the_value_meets_its_bound() -> None:
     text = rendered(made())
-    assert "yes, not the whole interval" in text
+    assert text.count("value only") == 10
+    assert text.count("reached") == 0
     assert "round-trip FVE, out of distribution" in text
     assert ">= 0.4" in text
     assert "<= 48" in text
+
+
+def test_the_table_says_which_aims_are_reached() -> None:
+    text = rendered(made(**{"round-trip FVE": 0.61}))
+    assert text.count(", reached") == 1
 
 
 def test_a_recipe_of_another_layer_is_refused(pair: Pair, trained: Trained, tmp_path: Path) -> None:

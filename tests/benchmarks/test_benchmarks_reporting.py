@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 import torch
 import typer
@@ -97,10 +97,10 @@ def test_what_could_not_be_measured_is_never_counted_as_holding(machine: Machine
     ("claim", "words"),
     [
         (Claim("x", 2.0, 1.5, 2.5, bound=Bound(1)), "yes"),
-        (Claim("x", 2.0, 0.5, 2.5, bound=Bound(1)), "yes, not the whole interval"),
+        (Claim("x", 2.0, 0.5, 2.5, bound=Bound(1)), "value only"),
         (Claim("x", 0.9, 0.5, 2.5, bound=Bound(1)), "NO"),
         (Claim("x", 2.0, 1.5, 2.5, bound=Bound(3, at_most=True)), "yes"),
-        (Claim("x", 2.0, 1.5, 3.5, bound=Bound(3, at_most=True)), "yes, not the whole interval"),
+        (Claim("x", 2.0, 1.5, 3.5, bound=Bound(3, at_most=True)), "value only"),
         (Claim("x", 1.0, bound=Bound(1)), "yes"),
         (Claim("x", math.nan, bound=Bound(1)), "not measured"),
         (Claim("x", 1.0), "not claimed"),

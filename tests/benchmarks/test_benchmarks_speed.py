@@ -67,8 +67,8 @@ def test_each_way_runs_under_its_own_attention(work: Work) -> None:
 def test_examples_have_exactly_the_tokens_that_are_asked_for(half: Half, work: Work) -> None:
     trainer, plain = variants(half, work, torch.float32)
     widths: list[int] = []
-    body: Any = plain.model.base_model.model.model if half == "AV" else plain.model.body.model.model
-    layer = body.layers[0]
+    model: Any = plain.model
+    layer = (model if half == "AV" else model.body).get_base_model().model.layers[0]
     hook = layer.register_forward_hook(lambda _m, args, _out: widths.append(args[0].shape[1]))
     for variant in (trainer, plain):
         variant.prepare()
