@@ -99,8 +99,14 @@ def schedule(step: int, total: int, options: LoraOptions) -> float:
     return options.learning_rate * (0.1 + 0.9 * cosine)
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write parameters and Adam moments atomically.
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: int,
+    **measured: str | float,
+) -> None:
+    """Write parameters, moments of the optimizer if there is one, and measurements, atomically.
 
     Raises:
         ConfigurationError: the file cannot be written; an older state stays as it was.
@@ -108,10 +114,20 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trainable(model).items():
         tensors[f"parameter.{name}"] = parameter.detach().cpu().contiguous()
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in optimizer.state.get(parameter, {}).items() if optimizer else ():
             tensors[f"moment.{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps({"step": step})})
+        about = json.dumps({"step": step, **measured})
+        save_file(tensors, temporary, metadata={"state": about})
+
+
+def state_facts(path: Path) -> dict[str, Any]:
+    """The step of a saved state, and what was measured there.
+
+    Raises:
+        InputDataError: as :func:`load_state`.
+    """
+    return _opened(path)[0]
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
@@ -120,15 +136,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     Raises:
         InputDataError: missing, damaged, or the state of another recipe or model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            step = int(json.loads(file.metadata()["state"])["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputDataError(f"{path} is missing; run that training stage first") from error
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        mend = "delete it to train that half again"
-        raise InputDataError(f"{path} is damaged or no training state ({mend})") from error
+    facts, tensors = _opened(path, tensors=True)
     for name, parameter in trainable(model).items():
         saved = tensors.get(f"parameter.{name}")
         if saved is None or saved.shape != parameter.shape:
@@ -140,7 +148,22 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
         parameter.data.copy_(saved)
         if optimizer is not None:
             _restore_moments(optimizer, parameter, name, tensors)
-    return step
+    return int(facts["step"])
+
+
+def _opened(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Facts of a state, and its tensors where they are wanted."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = dict(json.loads(file.metadata()["state"]))
+            int(facts["step"])
+            names = file.keys() if tensors else ()
+            return facts, {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError as error:
+        raise InputDataError(f"{path} is missing; run that training stage first") from error
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        mend = "delete it to train that half again"
+        raise InputDataError(f"{path} is damaged or no training state ({mend})") from error
 
 
 def _restore_moments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from nae_monitor.binding import bind
 from nae_monitor.strict_yaml import read_document
@@ -12,6 +13,10 @@ from nae_monitor.train.conversations import CollectOptions
 from nae_monitor.train.lora import LoraOptions
 
 MIN_BANK_VECTORS = 256  # of the checkpoint contract: fewer give ranks that say little
+
+Measure = Literal["validation_loss", "gap", "fve_gold", "fve_round_trip"]
+AV_MEASURES: tuple[Measure, ...] = ("validation_loss", "gap")
+AR_MEASURES: tuple[Measure, ...] = ("fve_gold", "fve_round_trip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,37 @@ class HalfOptions:
     lora: LoraOptions = field(default_factory=LoraOptions)
     evaluate_every: int = 100
     save_every: int = 50
+    patience: int | None = None  # stop after so many measurements without a better one
+    measure: Measure | None = None  # which; None: validation_loss, and fve_round_trip or fve_gold
 
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}, must be at least 1 or left out")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertOptions:
+    """Expert iteration: sample texts, keep what the reconstructor likes best, train on."""
+
+    rounds: int = 0  # 0: none
+    rows: int = 2048  # training rows a round
+    samples: int = 4  # texts a row, beside the greedy one
+    temperature: float = 1.0
+    av_steps: int = 150
+    ar_steps: int = 150
+    negatives: int = 8  # the nearest vectors of other documents, which a text must not fit
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ValueError(f"rounds is {self.rounds}, must not be negative")
+        for name in ("rows", "samples", "av_steps", "ar_steps", "negatives"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +90,7 @@ class Recipe:
     ar: HalfOptions
     seed: int = 0
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    expert: ExpertOptions = field(default_factory=ExpertOptions)
     scale_quantile: float = 0.75  # injection_scale = this quantile of |h|
     reference_vectors: int = 512  # the bank that ranks are counted in
     read_rows: int = 2048  # training rows whose own explanations the reconstructor learns, too
@@ -73,6 +105,9 @@ class Recipe:
             raise ValueError(
                 f"reference_vectors is {self.reference_vectors}, at least {MIN_BANK_VECTORS}"
             )
+        for half, known in ((self.av, AV_MEASURES), (self.ar, AR_MEASURES)):
+            if half.measure is not None and half.measure not in known:
+                raise ValueError(f"measure is {half.measure}, one of: {', '.join(known)}")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Recipe:
