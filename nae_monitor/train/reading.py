@@ -21,7 +21,7 @@ from nae_monitor.train import av
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.files import write_errors
 
-READ_BATCH = 64
+CPU_BATCH, GPU_BATCH = 64, 512  # texts written at once
 MAX_TOKENS = 64
 
 
@@ -35,26 +35,27 @@ def read_rows(
     rows: int,
     seed: int,
 ) -> Iterator[tuple[int, int]]:
-    """Verbalise ``rows`` training rows greedily into ``path``; yields (rows done, rows in all).
+    """Verbalise ``rows`` rows greedily into ``path``; yields (rows done, rows in all).
 
     A run that was killed goes on behind the last whole line.
 
     Args:
         model: the verbalizer with its adapters merged, in evaluation mode.
         tokenizer: with the verbalizer's chat template.
-        train: the training rows.
+        train: the training rows, or the validation rows.
         path: JSON Lines of ``{"row": index into train, "text": explanation}``.
         injection_scale: as in training.
         rows: how many.
         seed: which.
     """
     prompt = av.av_prompt(tokenizer, injection_scale)
-    engine = TorchEngine(model, tokenizer, batch_size=READ_BATCH)
+    size = read_batch(model)
+    engine = TorchEngine(model, tokenizer, batch_size=size)
     fixed = engine.prompt_rows(prompt.token_ids)
     order = np.random.default_rng([seed, 1]).permutation(len(train))[:rows].tolist()
     done = len(read_texts(path, len(train))) if path.exists() else 0
     while done < len(order):
-        part = order[done : done + READ_BATCH]
+        part = order[done : done + size]
         embedded = av.inject(fixed.expand(len(part), -1, -1), train.vectors[part], prompt)
         prompts = PromptBatch(embedded.float(), prompt.marker)
         written = engine.generate(prompts, Sampling(MAX_TOKENS))
@@ -66,6 +67,11 @@ def read_rows(
             file.write("".join(line + "\n" for line in lines))
         done += len(part)
         yield done, len(order)
+
+
+def read_batch(model: Any) -> int:
+    """How many texts are written at once."""
+    return CPU_BATCH if model.get_input_embeddings().weight.device.type == "cpu" else GPU_BATCH
 
 
 def read_texts(path: Path, train_rows: int) -> list[tuple[int, str]]:

@@ -87,11 +87,13 @@ def train_ar(
     reduced: bool,
     report: Report,
     read: Sequence[tuple[int, str]] = (),
+    read_validation: Sequence[tuple[int, str]] = (),
 ) -> ar.Trunk:
     """Train the reconstructor's adapters and head; returns the trunk.
 
     ``read`` holds (row of train, the verbalizer's text for it); where there are any, they are
-    repeated until they are about as many as the target texts.
+    repeated until they are about as many as the target texts. ``read_validation`` holds the same
+    of validation rows, for the fidelity of the round trip.
 
     Raises:
         NaeMonitorError: as :func:`nae_monitor.train.fit.fit`.
@@ -103,7 +105,7 @@ def train_ar(
     texts = [t.text for t in train.targets] + [text for _, text in repeated]
     owners = np.array([*range(len(train)), *(row for row, _ in repeated)])
     rows_full = ar.encode_explanations(tokenizer, texts)
-    if not (directory / STATE).exists():
+    if fit_options.start is None and not (directory / STATE).exists():
         drawn = np.random.default_rng(fit_options.seed).permutation(len(texts))[:HEAD_ROWS]
         with lora.precision(trunk.body, device, reduced):
             chosen = [texts[i] for i in drawn]
@@ -130,8 +132,14 @@ def train_ar(
         trunk.eval()
         with lora.precision(trunk.body, device, reduced):
             predicted = ar.reconstruct(trunk, tokenizer, gold)
+            own = ar.reconstruct(trunk, tokenizer, [text for _, text in read_validation])
         trunk.train()
-        return gold_fidelity(content.vectors, predicted, mean.cpu())
+        found = gold_fidelity(content.vectors, predicted, mean.cpu())
+        if read_validation:
+            vectors = validation.vectors[[row for row, _ in read_validation]]
+            trip = gold_fidelity(vectors, own, mean.cpu())
+            found |= {k.replace("gold", "round_trip"): v for k, v in trip.items()}
+        return found
 
     trunk.train()
     fit(trunk, [len(r) for r in rows_full], step, evaluate, directory, options, fit_options, report)
