@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +10,38 @@ from typing import Any, Literal
 
 import torch
 
-from nae_monitor.errors import ConfigurationError, InputDataError, Mark, Problem
-from nae_monitor.models import Target, load_target, resolve_target
-from nae_monitor.train import ar, av, export, lora, reading, stages
+from nae_monitor.errors import ConfigurationError, Mark, Problem
+from nae_monitor.train import export, reading, stages
+from nae_monitor.train.best import final_state
 from nae_monitor.train.collect import IDENTITY, collect, identity
-from nae_monitor.train.corpus import TrainingDocument, read_corpus
-from nae_monitor.train.dataset import Examples, load_examples
-from nae_monitor.train.families import assign_splits
+from nae_monitor.train.dataset import Examples
+from nae_monitor.train.expert import Expert, newest
 from nae_monitor.train.files import make_directory, replacing, write_errors
-from nae_monitor.train.fit import METRICS, STATE, FitOptions
-from nae_monitor.train.recipe import HalfOptions, Recipe
-from nae_monitor.train.target_checks import check_target
+from nae_monitor.train.fit import METRICS, FitOptions
+from nae_monitor.train.halves import Data, Halves
+from nae_monitor.train.machine import (
+    Meter,
+    Work,
+    keep_freed_memory,
+    reconstructor_work,
+    verbalizer_work,
+)
+from nae_monitor.train.metrics import StepRow
+from nae_monitor.train.plot import write_plot
+from nae_monitor.train.processes import first_alone, is_first
+from nae_monitor.train.recipe import HalfOptions, Measure, Recipe
+from nae_monitor.train.splits import Wheels, split_corpus
 from nae_monitor.train.wheels import corpus_wheels
 
-Stage = Literal["collect", "av", "read", "ar", "export"]
-STAGES: tuple[Stage, ...] = ("collect", "av", "read", "ar", "export")
+__all__ = ["READ", "READ_VALIDATION", "STAGES", "Run", "Stage", "Wheels", "split_corpus"]
+
+Stage = Literal["collect", "av", "read", "ar", "expert", "export"]
+STAGES: tuple[Stage, ...] = ("collect", "av", "read", "ar", "expert", "export")
 READ = "read.jsonl"  # the verbalizer's own texts for training rows
-VALIDATION_ROWS = 256
+READ_VALIDATION = "read-validation.jsonl"  # and for the validation rows
 
 Progress = Callable[[str, Mapping[str, Any]], None]
-Wheels = Callable[[], Mapping[str, Path]]  # distribution name -> verified wheel file
+Tick = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,7 @@ class Run:
     Every stage raises :class:`~nae_monitor.errors.NaeMonitorError` alone: ConfigurationError for
     a target that cannot be trained on or a directory that cannot be written, InputDataError for
     a corpus, shards or states that are missing or damaged, TrainingFailedError for a bad loss.
+    ``progress`` takes measurements, ``tick`` every step.
     """
 
     recipe: Recipe
@@ -46,31 +60,42 @@ class Run:
     time_limit_s: float | None = None
     progress: Progress = lambda stage, row: None
     wheels: Wheels = corpus_wheels
+    tick: Tick = lambda stage, done, total: None
 
     @property
     def activations(self) -> Path:
         """Where the collect stage keeps its shards."""
         return self.directory / "activations"
 
+    @property
+    def halves(self) -> Halves:
+        """What loads the models and the rows."""
+        return Halves(self.recipe, self.activations, self.device)
+
     def stage(self, name: Stage) -> None:
         """Run one stage to its end, its time limit or a clear error."""
+        if self.device == "cpu":
+            keep_freed_memory()
         stages_by_name: dict[Stage, Callable[[], None]] = {
-            "collect": self.collect,
+            "collect": lambda: first_alone(self.collect, self.device),
             "av": self.train_av,
-            "read": self.read,
+            "read": lambda: first_alone(self.read, self.device),
             "ar": self.train_ar,
-            "export": self.export,
+            "expert": self.iterate,
+            "export": lambda: first_alone(self.export, self.device),
         }
         stages_by_name[name]()
+        if name in ("av", "ar", "expert") and is_first():
+            write_plot(self.directory)
 
     def collect(self) -> None:
         """Collect activations of every document of the corpus."""
-        target = self._load(torch.float32)
+        target = self.halves.target(torch.float32)
         options = self.recipe.collect
         documents = split_corpus(self.recipe, self.wheels)
         fast = target
-        if options.autocast and lora.has_fast_bfloat16(target.model.device):
-            fast = self._load(torch.bfloat16)
+        if options.autocast and self.halves.reduced:
+            fast = self.halves.target(torch.bfloat16)
         self._claim_shards(identity(self.recipe.target, documents, options, self.recipe.seed))
         for done, total in collect(
             target.model,
@@ -95,164 +120,132 @@ class Run:
 
     def train_av(self) -> None:
         """Train the verbalizer."""
-        tokenizer, train, validation = self._data()
-        model, reduced = self._trainable()
-        tokenizer.chat_template = av.AV_CHAT_TEMPLATE
+        data, model = self.halves.data(), self.halves.base()
+        meter = Meter()
+        work = verbalizer_work(model, data.prompt_tokens, training=True)
+        peak = self.halves.peak()
         stages.train_av(
             model,
-            tokenizer,
-            train,
-            validation,
+            data.verbalizer_tokenizer,
+            data.train,
+            data.validation,
             self.directory / "av",
             self.recipe.av.lora,
-            self._fit(self.recipe.av),
-            injection_scale=self.injection_scale(train),
-            reduced=reduced,
+            self.fit_options("av", self.recipe.av, "validation_loss", meter),
+            injection_scale=data.injection_scale,
+            reduced=self.halves.reduced,
             report=lambda row: self.progress("av", row),
         )
+        self._sum_up("av", meter, work, peak)
 
     def read(self) -> None:
-        """Verbalise training rows with the trained verbalizer, for the reconstructor."""
-        tokenizer, train, _ = self._data()
-        tokenizer.chat_template = av.AV_CHAT_TEMPLATE
-        base, _ = self._trainable()
-        model = lora.add_adapters(base, self.recipe.av.lora, seed=self.recipe.seed)
-        lora.load_state(self.directory / "av" / STATE, model, None)
-        for done, total in reading.read_rows(
-            model.merge_and_unload().eval(),
-            tokenizer,
-            train,
-            self.directory / READ,
-            injection_scale=self.injection_scale(train),
-            rows=self.recipe.read_rows,
-            seed=self.recipe.seed,
+        """Verbalise training and validation rows with the trained verbalizer."""
+        data = self.halves.data()
+        tokenizer = data.verbalizer_tokenizer
+        model = self.halves.verbalizer(final_state(self.directory / "av"))
+        model = model.merge_and_unload().eval()
+        rows = min(self.recipe.read_rows, len(data.train))
+        for name, examples, count in (
+            (READ_VALIDATION, data.validation, len(data.validation)),
+            (READ, data.train, rows),
         ):
-            self.progress("read", {"done": done, "total": total})
+            meter, began_s, before = Meter(), time.monotonic(), None
+            for done, total in reading.read_rows(
+                model,
+                tokenizer,
+                examples,
+                self.directory / name,
+                injection_scale=data.injection_scale,
+                rows=count,
+                seed=self.recipe.seed,
+            ):
+                if before is not None:  # the first batch tells where a resumed run began
+                    meter.add(done - before, 0, time.monotonic() - began_s)
+                before, began_s = done, time.monotonic()
+                self.progress("read", {"done": done, "total": total})
+            self._sum_up("read", meter, None, None)
 
     def train_ar(self) -> None:
         """Train the reconstructor, on the verbalizer's own texts, too, where they were read."""
-        tokenizer, train, validation = self._data()
-        found = self.directory / READ
-        model, reduced = self._trainable()
+        data, model = self.halves.data(), self.halves.base()
+        meter, work = Meter(), reconstructor_work(model, self.recipe.collect.layer)
+        peak = self.halves.peak()
+        written = self._written(READ_VALIDATION, data.validation)
         stages.train_ar(
             model,
-            tokenizer,
-            train,
-            validation,
+            data.tokenizer,
+            data.train,
+            data.validation,
             self.directory / "ar",
             self.recipe.ar.lora,
-            self._fit(self.recipe.ar),
+            self.fit_options(
+                "ar", self.recipe.ar, "fve_round_trip" if written else "fve_gold", meter
+            ),
             blocks=self.recipe.collect.layer,
-            reduced=reduced,
+            reduced=self.halves.reduced,
             report=lambda row: self.progress("ar", row),
-            read=reading.read_texts(found, len(train)) if found.exists() else (),
+            read=self._written(READ, data.train),
+            read_validation=written,
         )
+        self._sum_up("ar", meter, work, peak)
+
+    def _written(self, name: str, examples: Examples) -> list[tuple[int, str]]:
+        path = self.directory / name
+        return reading.read_texts(path, len(examples)) if path.exists() else []
+
+    def iterate(self) -> None:
+        """Expert iteration: the recipe's rounds, each from the newest states."""
+        ends_s = None if self.time_limit_s is None else time.monotonic() + self.time_limit_s
+        Expert(self.halves, self.directory, self.progress, self.tick, ends_s).run()
 
     def export(self) -> None:
-        """Write ``DIR/pair/<nla_id>-av`` and ``-ar`` from the last states of both halves."""
-        tokenizer, train, _ = self._data()
+        """Write ``DIR/pair/<nla_id>-av`` and ``-ar`` from the newest states of both halves."""
+        data = self.halves.data()
         pair = make_directory(self.directory / "pair")
         with write_errors(pair):
-            self._export_ar(pair / f"{self.recipe.nla_id}-ar", tokenizer, train)
-            self._export_av(pair / f"{self.recipe.nla_id}-av", tokenizer, train)
+            self._export_ar(pair / f"{self.recipe.nla_id}-ar", data)
+            self._export_av(pair / f"{self.recipe.nla_id}-av", data)
 
-    def _export_ar(self, directory: Path, tokenizer: Any, train: Examples) -> None:
-        half = self.directory / "ar"
-        model, _ = self._trainable()
-        body = lora.add_adapters(model, self.recipe.ar.lora, seed=self.recipe.seed)
-        trunk = ar.Trunk(body, self.recipe.collect.layer)
-        lora.load_state(half / STATE, trunk, None)
-        record = export.training_record(self.recipe, half / METRICS, train)
-        export.export_ar(directory, trunk, tokenizer, self.recipe, train, record=record)
+    def _export_ar(self, directory: Path, data: Data) -> None:
+        half = newest(self.directory, "ar")
+        trunk = self.halves.reconstructor(final_state(half))
+        record = export.training_record(self.recipe, half / METRICS, data.train)
+        export.export_ar(directory, trunk, data.tokenizer, self.recipe, data.train, record=record)
 
-    def _export_av(self, directory: Path, tokenizer: Any, train: Examples) -> None:
-        half = self.directory / "av"
-        model, _ = self._trainable()
-        verbalizer = lora.add_adapters(model, self.recipe.av.lora, seed=self.recipe.seed)
-        lora.load_state(half / STATE, verbalizer, None)
-        tokenizer.chat_template = av.AV_CHAT_TEMPLATE
+    def _export_av(self, directory: Path, data: Data) -> None:
+        half = newest(self.directory, "av")
         export.export_av(
             directory,
-            verbalizer,
-            tokenizer,
+            self.halves.verbalizer(final_state(half)),
+            data.verbalizer_tokenizer,
             self.recipe,
-            injection_scale=self.injection_scale(train),
-            d_model=train.vectors.shape[1],
-            record=export.training_record(self.recipe, half / METRICS, train),
+            injection_scale=data.injection_scale,
+            d_model=data.train.vectors.shape[1],
+            record=export.training_record(self.recipe, half / METRICS, data.train),
         )
 
-    def injection_scale(self, train: Examples) -> float:
-        """The norm that injected vectors are given: a quantile of |h| on the training rows."""
-        return float(train.vectors.norm(dim=-1).quantile(self.recipe.scale_quantile))
+    def fit_options(
+        self, stage: str, half: HalfOptions, measure: Measure, meter: Meter
+    ) -> FitOptions:
+        """A half's training, with a tick a step."""
 
-    def _fit(self, half: HalfOptions) -> FitOptions:
+        def on_step(row: StepRow) -> None:
+            meter.add(row.examples, row.tokens, row.seconds)
+            self.tick(stage, row.step, half.steps)
+
         return FitOptions(
             steps=half.steps,
             seed=self.recipe.seed,
             evaluate_every=half.evaluate_every,
             save_every=half.save_every,
             time_limit_s=self.time_limit_s,
+            measure=half.measure or measure,
+            patience=half.patience,
+            on_step=on_step,
         )
 
-    def _data(self) -> tuple[Any, Examples, Examples]:
-        """Tokenizer, training rows, and a fixed sample of the validation split's content rows."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        place = resolve_target(self.recipe.target)
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-        config = AutoConfig.from_pretrained(place, local_files_only=True).get_text_config()
-        train, validation = (
-            load_examples(self.activations, tokenizer, split, d_model=config.hidden_size)
-            for split in ("train", "validation")
-        )
-        for split, examples in (("train", train), ("validation", validation)):
-            if not examples.content.any():
-                raise InputDataError(
-                    f"{self.activations} holds no content positions of the split {split!r}; "
-                    "collect more documents"
-                )
-        content = validation.content.nonzero().flatten()
-        order = torch.randperm(
-            len(content), generator=torch.Generator().manual_seed(self.recipe.seed)
-        )
-        return tokenizer, train, validation.select(content[order[:VALIDATION_ROWS]])
-
-    def _trainable(self) -> tuple[Any, bool]:
-        reduced = lora.has_fast_bfloat16(torch.device(self.device))
-        model = self._load(torch.bfloat16 if reduced else torch.float32).model
-        if self.device == "cpu":
-            # The fused kernel's backward pass took a fifth of a training step on short texts.
-            model.set_attn_implementation("eager")
-        return model, reduced
-
-    def _load(self, dtype: torch.dtype) -> Target:
-        target = load_target(self.recipe.target, dtype=dtype, device=self.device)
-        check_target(target, self.recipe.collect.layer)
-        return target
-
-
-def split_corpus(
-    recipe: Recipe, wheels: Wheels = corpus_wheels
-) -> list[tuple[TrainingDocument, str]]:
-    """Every document with its split: train, validation, test or ood.
-
-    Raises:
-        InputDataError: a wheel is missing or is not what the corpus was made for.
-    """
-    options = recipe.corpus
-    documents = read_corpus(
-        wheels(),
-        seed=recipe.seed,
-        chat_limit=options.chat_limit,
-        technical_limit=options.technical_limit,
-    )
-    splits = assign_splits(
-        [d.text for d in documents],
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-    )
-    outside = set(options.out_of_distribution)
-    return [
-        (d, "ood" if d.source in outside else split)
-        for d, split in zip(documents, splits, strict=True)
-    ]
+    def _sum_up(self, stage: str, meter: Meter, work: Work | None, peak: float | None) -> None:
+        """One line with what the stage did, where it did anything."""
+        row = meter.row(work, peak)
+        if row and is_first():
+            self.progress(stage, {"examples": meter.examples, **row})

@@ -19,11 +19,13 @@ from nae_monitor.errors import ConfigurationError, InputDataError, ModelError
 from nae_monitor.models import load_target, resolve_nla, resolve_target
 from nae_monitor.settings import NlaSettings
 from nae_monitor.train import ar, av, lora
+from nae_monitor.train.best import final_state
 from nae_monitor.train.conversations import CollectOptions
 from nae_monitor.train.dataset import load_examples
 from nae_monitor.train.evaluate import Outcome, evaluate, open_for_evaluation
 from nae_monitor.train.held_out import held_out_examples, recipe_of, rows_of
 from nae_monitor.train.lora import LoraOptions
+from nae_monitor.train.metrics import read_metrics
 from nae_monitor.train.reading import read_rows, read_texts
 from nae_monitor.train.recipe import CorpusOptions, HalfOptions, Recipe
 from nae_monitor.train.run import READ, STAGES, Run
@@ -59,6 +61,7 @@ def make_recipe(target: Path, **changes: Any) -> Recipe:
 class Finished:
     run: Run
     rows: list[tuple[str, Mapping[str, Any]]]
+    ticks: list[tuple[str, int, int]]
 
     @property
     def av(self) -> Path:
@@ -74,15 +77,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) 
     root = tmp_path_factory.mktemp("run")
     target = tiny_trainer.write_target(root / "target")
     rows: list[tuple[str, Mapping[str, Any]]] = []
+    ticks: list[tuple[str, int, int]] = []
     run = Run(
         make_recipe(target),
         root / "run",
         progress=lambda stage, row: rows.append((stage, dict(row))),
         wheels=lambda: wheels,
+        tick=lambda stage, done, total: ticks.append((stage, done, total)),
     )
     for stage in STAGES:
         run.stage(stage)
-    return Finished(run, rows)
+    return Finished(run, rows, ticks)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,8 @@ def outcome(
         recipe = recipe_of(finished.av)
         examples = held_out_examples(recipe, "test", 20, wheels=lambda: wheels)
         pair = open_for_evaluation(finished.av, finished.ar, resolve_target)
-        return evaluate(pair, rows_of(examples, content=True, limit=12, seed=0))
+        rows = rows_of(examples, content=True, limit=12, seed=0)
+        return evaluate(pair, rows, tiny_trainer.WordEncoder())
 
 
 def test_a_tiny_recipe_trains_exports_and_evaluates_end_to_end(
@@ -102,8 +108,8 @@ def test_a_tiny_recipe_trains_exports_and_evaluates_end_to_end(
 ) -> None:
     assert {stage for stage, _ in finished.rows} == {"collect", "av", "read", "ar"}
     found = {m.name: m for m in outcome.measures}
-    assert len(found) == len(outcome.measures) == 17
-    assert all(math.isfinite(m.value) for m in outcome.measures)
+    assert len(found) == len(outcome.measures)
+    assert math.isfinite(found["round-trip FVE"].value)
     for measure in outcome.measures:
         if not math.isnan(measure.low):
             assert measure.low <= measure.value + 1e-9
@@ -112,10 +118,33 @@ def test_a_tiny_recipe_trains_exports_and_evaluates_end_to_end(
     assert found["gap: another's - real"].value == pytest.approx(gap, abs=1e-5)
 
 
-def test_both_losses_fall_within_the_run(finished: Finished) -> None:
+def test_the_verbalizers_loss_falls_within_the_run(finished: Finished) -> None:
+    losses = [row["loss"] for name, row in finished.rows if name == "av" and "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_every_training_stage_ends_with_its_speed_and_share_of_the_peak(
+    finished: Finished,
+) -> None:
     for stage in ("av", "ar"):
-        losses = [row["loss"] for name, row in finished.rows if name == stage]
-        assert losses[-1] < losses[0]
+        last = [row for name, row in finished.rows if name == stage][-1]
+        assert last["examples"] == 8 * {"av": 12, "ar": 36}[stage]
+        assert last["tokens_per_s"] > last["examples_per_s"] > 0
+        assert 0 < last["share_of_matmul_peak"] < 1
+        ticks = [(done, total) for name, done, total in finished.ticks if name == stage]
+        assert ticks == [(n + 1, len(ticks)) for n in range({"av": 12, "ar": 36}[stage])]
+    assert (finished.run.directory / "run.svg").read_text().startswith("<svg")
+
+
+def test_the_reconstructor_is_measured_on_the_verbalizers_texts_for_validation_rows(
+    finished: Finished,
+) -> None:
+    rows = read_metrics(finished.run.directory / "ar" / "metrics.jsonl")
+    assert all({"fve_gold", "fve_round_trip"} <= row.keys() for row in rows)
+    best = max(rows, key=lambda row: row["fve_round_trip"])
+    facts = lora.state_facts(finished.run.directory / "ar" / "best.safetensors")
+    assert facts["measure"] == "fve_round_trip"
+    assert facts["step"] == best["step"]
 
 
 def test_the_verbalizers_own_texts_are_read_once_and_a_torn_line_again(
@@ -132,11 +161,11 @@ def test_the_verbalizers_own_texts_are_read_once_and_a_torn_line_again(
 
 
 def test_what_is_read_is_what_generate_writes(finished: Finished, tmp_path: Path) -> None:
-    tokenizer, train, _ = finished.run._data()
-    tokenizer.chat_template = av.AV_CHAT_TEMPLATE
+    data = finished.run.halves.data()
+    tokenizer, train = data.verbalizer_tokenizer, data.train
     recipe = finished.run.recipe
     model = lora.add_adapters(load_target(recipe.target).model, recipe.av.lora, seed=recipe.seed)
-    lora.load_state(finished.run.directory / "av" / "state.safetensors", model, None)
+    lora.load_state(final_state(finished.run.directory / "av"), model, None)
     model = model.merge_and_unload().eval()
     path = tmp_path / "read.jsonl"
     steps = read_rows(model, tokenizer, train, path, injection_scale=8.0, rows=5, seed=recipe.seed)
@@ -204,10 +233,10 @@ def test_the_exported_pair_decodes(finished: Finished) -> None:
 def test_the_exported_reconstructor_equals_the_trunk_that_was_trained(finished: Finished) -> None:
     recipe = finished.run.recipe
     target = load_target(recipe.target)
-    trunk = ar.Trunk(lora.add_adapters(target.model, recipe.ar.lora, seed=3), tiny_trainer.K + 1)
-    lora.load_state(finished.run.directory / "ar" / "state.safetensors", trunk, None)
+    trunk = ar.Trunk(lora.add_adapters(target.model, recipe.ar.lora, seed=3), tiny_trainer.K)
+    lora.load_state(final_state(finished.run.directory / "ar"), trunk, None)
     texts = [
-        'at " dog"; expects " ran"; after "the"; ordinary chat',
+        'at " dog"; expects " ran"; small talk; prompt "the dog',
         "",
         "short",
         "a 'b' <c> \u00e9 \u4e2d",
@@ -279,24 +308,6 @@ def test_a_state_of_another_recipe_is_refused(finished: Finished, tmp_path: Path
     half = dataclasses.replace(finished.run.recipe.av, lora=LoraOptions(rank=2))
     with pytest.raises(InputDataError, match="state of another recipe"):
         Run(dataclasses.replace(finished.run.recipe, av=half), tmp_path).stage("av")
-
-
-@pytest.mark.parametrize(
-    ("target", "layer", "message"),
-    [
-        ({"chat": None}, tiny_trainer.K, "has no chat template"),
-        ({}, tiny_trainer.LAYERS, "has 4 blocks, collect.layer is 4 .choose 1 to 3"),
-    ],
-)
-def test_an_unfit_target_is_refused_before_any_work(
-    target: dict[str, Any], layer: int, message: str, tmp_path: Path, wheels: dict[str, Path]
-) -> None:
-    directory = tiny_trainer.write_target(tmp_path / "target", **target)
-    recipe = make_recipe(directory)
-    recipe = dataclasses.replace(recipe, collect=dataclasses.replace(recipe.collect, layer=layer))
-    with pytest.raises(ModelError, match=message):
-        Run(recipe, tmp_path / "run", wheels=lambda: wheels).stage("collect")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_without_documents_is_one_clear_error(
