@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,35 +18,44 @@ from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, EMBEDDED_ENCODER
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="A recipe file, or a shipped recipe's name.")],
     out: Annotated[Path, typer.Option(help="Directory of the run; an existing run resumes.")],
+    target: Annotated[
+        str | None, typer.Option(help="Directory, hub id or alias; default: the recipe's.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="auto (two thirds of the depth) or a number.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe file or a shipped name; default: by the device.")
+    ] = None,
     stage: Annotated[
-        str, typer.Option(help="all, or one of: collect, av, read, ar, export.")
+        str, typer.Option(help="all, or one of: collect, av, read, ar, expert, export.")
     ] = "all",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     time_limit_s: Annotated[
         float | None, typer.Option(help="Stop each training stage cleanly after this long.")
     ] = None,
 ) -> None:
     """Train an NLA pair stage by stage; every stage resumes where it was stopped."""
-    from nae_monitor.train.recipe import Recipe
+    from nae_monitor.train.display import Display
+    from nae_monitor.train.plan import make_plan
+    from nae_monitor.train.processes import is_first
     from nae_monitor.train.run import STAGES, Run
 
     if stage != "all" and stage not in STAGES:
         raise typer.BadParameter(f"{stage!r}; one of: all, {', '.join(STAGES)}")
     quiet_libraries()
-    console = Console()
-
-    def show(name: str, row: Mapping[str, Any]) -> None:
-        figures = "  ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-        )
-        console.print(f"[bold]{name}[/bold]  {figures}", highlight=False)
-
-    run = Run(Recipe.from_yaml(recipe), out, device, time_limit_s, show)
-    for name in STAGES:
-        if stage in ("all", name):
-            run.stage(name)
+    plan = make_plan(out=out, target=target, layer=layer, recipe=recipe, device=device)
+    console = Console(stderr=True, markup=False, highlight=False, quiet=not is_first())
+    console.print(
+        f"{plan.recipe.nla_id}: layer {plan.recipe.collect.layer} of {plan.recipe.target}, "
+        f"on {plan.device}"
+    )
+    with Display(console) as display:
+        run = Run(plan.recipe, out, plan.device, time_limit_s, display.row, tick=display.tick)
+        for name in STAGES:
+            if stage in ("all", name):
+                run.stage(name)
     if stage in ("all", "export"):
         console.print(f"pair written to {out / 'pair'}")
 

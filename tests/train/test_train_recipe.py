@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nae_monitor.errors import ConfigurationError
+from nae_monitor.train.plan import DEFAULT_RECIPES
 from nae_monitor.train.recipe import Recipe
 
 GOOD = """\
@@ -22,7 +23,7 @@ ar:
 def test_every_shipped_recipe_loads_by_its_name() -> None:
     folder = resources.files("nae_monitor.train") / "recipes"
     names = [p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")]
-    assert "smollm2-135m-cpu" in names
+    assert {"smollm2-135m-cpu", *DEFAULT_RECIPES.values()} <= set(names)
     for name in names:
         assert Recipe.from_yaml(name).nla_id
 
@@ -35,6 +36,13 @@ def test_a_file_gives_what_it_says_and_defaults_for_the_rest(tmp_path: Path) -> 
     assert recipe.av.lora.rank == 4
     assert recipe.av.lora.alpha == recipe.ar.lora.alpha == 32
     assert dataclasses.asdict(recipe)["seed"] == 0
+
+
+def test_expert_iteration_and_early_stop_are_off_unless_a_recipe_asks(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    recipe = Recipe.from_yaml(path)
+    assert (recipe.expert.rounds, recipe.av.patience, recipe.ar.patience) == (0, None, None)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,12 @@ def test_a_file_gives_what_it_says_and_defaults_for_the_rest(tmp_path: Path) -> 
             "2:1",
             "leave nothing to train on",
         ),
+        ("rank: 4}", "rank: 4}, patience: 0", "4:1", "patience is 0"),
+        ("rank: 4}", "rank: 4}, measure: loss", "4:33", "one of: validation_loss, gap"),
+        ("rank: 4}", "rank: 4}, measure: fve_gold", "1:1", "one of: validation_loss, gap"),
+        ("nla_id: tiny", "nla_id: tiny\nexpert: {rounds: -1}", "2:1", "rounds is -1"),
+        ("nla_id: tiny", "nla_id: tiny\nexpert: {samples: 0}", "2:1", "samples is 0"),
+        ("nla_id: tiny", "nla_id: tiny\nexpert: {temperature: 0}", "2:1", "must be above 0"),
         (
             "nla_id: tiny",
             "nla_id: tiny\ncorpus: {validation_share: 0.0}",
