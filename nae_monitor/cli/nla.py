@@ -11,6 +11,7 @@ import typer
 
 from nae_monitor.cli.configuration import JsonOption
 from nae_monitor.cli.nla_export import export
+from nae_monitor.cli.nla_inspect import inspect
 from nae_monitor.cli.nla_train import evaluate, train
 from nae_monitor.cli.terminal import json_line, output, printable, quiet_libraries
 from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, NlaSettings, TargetSettings
@@ -25,6 +26,7 @@ nla_app = typer.Typer(no_args_is_help=True, help="The Natural Language Autoencod
 nla_app.command()(train)
 nla_app.command()(evaluate)
 nla_app.command()(export)
+nla_app.command()(inspect)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,7 +107,7 @@ def _computed(target: str, prompt: str, positions: list[int], nla: Nla) -> list[
     from nae_monitor.models import load_target
 
     loaded = load_target(target)
-    if loaded.d_model != nla.d_model or loaded.layer_count < nla.layer:
+    if loaded.d_model != nla.d_model or loaded.layer_count <= nla.layer:
         message = (
             f"reads layer {nla.layer} and width {nla.d_model}; {target} has "
             f"{loaded.layer_count} layers of width {loaded.d_model}"
