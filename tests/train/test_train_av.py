@@ -12,6 +12,7 @@ from nae_monitor.errors import ModelError
 from nae_monitor.train import av, stages
 from nae_monitor.train.fit import FitOptions
 from nae_monitor.train.lora import LoraOptions
+from nae_monitor.train.targets import Target
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_tokenizer_without_an_end_token_is_one_clear_error() -> None:
     tokenizer = tiny_trainer.build_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="has no end-of-sequence token"):
-        av.encode_targets(tokenizer, make_examples(2, 0).targets, span_weight=2.0)
+        av.encode_targets(tokenizer, make_examples(2, 0).targets)
 
 
 def test_only_the_markers_row_is_overwritten_at_the_injection_scale(av_tokenizer: Any) -> None:
@@ -68,7 +69,7 @@ def test_token_losses_equal_hugging_faces_own_loss_row_by_row(
 ) -> None:
     prompt = av.av_prompt(av_tokenizer, 5.0)
     data = make_examples(5, 1)
-    encoded = av.encode_targets(av_tokenizer, data.targets, span_weight=2.0)
+    encoded = av.encode_targets(av_tokenizer, data.targets)
     assert len({len(ids) for ids in encoded.token_ids}) > 1
     losses, real = av.token_losses(model, prompt, data.vectors, encoded.token_ids)
     assert real.sum(1).tolist() == [len(ids) for ids in encoded.token_ids]
@@ -98,7 +99,7 @@ def test_validation_loss_is_the_mean_over_tokens_after_the_opening_tag(
 ) -> None:
     prompt = av.av_prompt(av_tokenizer, 5.0)
     data = make_examples(7, 2)
-    encoded = av.encode_targets(av_tokenizer, data.targets, span_weight=2.0)
+    encoded = av.encode_targets(av_tokenizer, data.targets)
     assert av_tokenizer.decode(encoded.token_ids[0][: encoded.open_tokens]) == av.OPEN
     total, count = 0.0, 0
     for i, ids in enumerate(encoded.token_ids):
@@ -109,18 +110,62 @@ def test_validation_loss_is_the_mean_over_tokens_after_the_opening_tag(
     assert found == pytest.approx(total / count, rel=1e-4)
 
 
-def test_all_but_the_words_before_the_position_weigh_more(av_tokenizer: Any) -> None:
-    targets = make_examples(6, 0).targets
-    encoded = av.encode_targets(av_tokenizer, targets, span_weight=3.0)
-    for target, ids, weights in zip(targets, encoded.token_ids, encoded.weights, strict=True):
-        assert ids[-1] == av_tokenizer.eos_token_id
-        assert len(ids) == len(weights)
-        heavy = av_tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 3.0])
-        light = av_tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == 1.0])
-        assert f'at "{target.last_token}"; expects "{target.following}"; after ' in heavy
-        assert heavy.endswith(target.theme)
-        assert target.last in light
-        assert "explanation" not in heavy
+def weighed(tokenizer: Any, target: Target) -> list[tuple[str, float]]:
+    """(text, weight) of each run of tokens of one weight, in order."""
+    encoded = av.encode_targets(tokenizer, [target])
+    (ids,), (weights,) = encoded.token_ids, encoded.weights
+    assert ids[-1] == tokenizer.eos_token_id
+    assert len(ids) == len(weights)
+    runs: list[tuple[list[int], float]] = []
+    for token, weight in zip(ids, weights, strict=True):
+        if not runs or runs[-1][1] != weight:
+            runs.append(([], weight))
+        runs[-1][0].append(token)
+    return [(tokenizer.decode(run), weight) for run, weight in runs]
+
+
+def test_the_token_the_kind_and_the_last_words_weigh_more() -> None:
+    """Exact with a tokenizer whose tokens are characters: none lies across an edge."""
+    tokenizer = tiny_trainer.build_character_tokenizer()
+    target = Target("advice", "personal advice: asks, how", "prompt", "red kite", " flies", " kite")
+    end = tokenizer.eos_token
+    assert weighed(tokenizer, target) == [
+        (av.OPEN, 1.0),
+        ('at " kite"', av.TOKEN_WEIGHT),
+        ('; expects " flies"', 1.0),
+        ("; personal advice", av.KIND_WEIGHT),
+        (': asks, how; prompt "', 1.0),
+        ("red kite", av.WORDS_WEIGHT),
+        (av.CLOSE + end, 1.0),
+    ]
+
+
+def test_a_theme_without_a_phrase_weighs_as_a_kind_throughout() -> None:
+    tokenizer = tiny_trainer.build_character_tokenizer()
+    target = Target("", "topic not clear yet", "prompt", "", " flies", " kite")
+    assert weighed(tokenizer, target)[3:] == [
+        ("; topic not clear yet", av.KIND_WEIGHT),
+        ('; prompt "' + av.CLOSE + tokenizer.eos_token, 1.0),
+    ]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the kind is sought from the front, not behind the next words"
+)
+def test_next_words_that_spell_the_theme_do_not_take_its_weight() -> None:
+    tokenizer = tiny_trainer.build_character_tokenizer()
+    target = Target("planning", "planning", "prompt", "first", "; planning", "a")
+    assert weighed(tokenizer, target)[3] == ("; planning", av.KIND_WEIGHT)
+    assert weighed(tokenizer, target)[2] == ('; expects "; planning"', 1.0)
+
+
+def test_spans_follow_each_other_to_the_end_of_the_text(av_tokenizer: Any) -> None:
+    for target in make_examples(9, 0).targets:
+        runs = weighed(av_tokenizer, target)
+        assert "".join(text for text, _ in runs) == (
+            f"{av.OPEN}{target.text}{av.CLOSE}{av_tokenizer.eos_token}"
+        )
+        assert {weight for _, weight in runs} == {1.0, av.TOKEN_WEIGHT, av.WORDS_WEIGHT}
 
 
 def train(directory: Path, tokenizer: Any, report: Any = lambda row: None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from nae_monitor.train.conversations import (
     reply,
 )
 from nae_monitor.train.dataset import load_examples
+from nae_monitor.train.targets import CLEAR_TOKENS
+from nae_monitor.train.themes import KINDS, OPENING, UNCLEAR
 
 OPTIONS = CollectOptions(
     layer=tiny_trainer.K,
@@ -182,7 +184,17 @@ def test_documents_that_end_too_early_give_no_row_and_no_error(
         load_examples(tmp_path, tokenizer, "train")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+@pytest.mark.xfail(strict=True, reason="a KeyError, where read_shard does not look at the kinds")
+def test_a_shard_of_an_unknown_kind_is_refused_by_name(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    documents = [(tiny_trainer.document("how do people grow apples", "no such kind"), "train")]
+    list(collect(model, tokenizer, documents, tmp_path, OPTIONS, seed=3))
+    with pytest.raises(InputDataError, match=r"shard-00000\.parquet"):
+        load_examples(tmp_path, tokenizer, "train")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty", "older"])
 def test_a_damaged_shard_is_refused_by_name(
     damage: str, model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -190,6 +202,10 @@ def test_a_damaged_shard_is_refused_by_name(
     shard = tmp_path / "shard-00002.parquet"
     if damage == "foreign":
         pq.write_table(pq.read_table(shard).drop_columns(["next_ids"]), shard)
+    elif damage == "older":  # before kinds there were themes
+        table = pq.read_table(shard)
+        names = ["theme" if name == "kind" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), shard)
     else:
         shard.write_bytes(shard.read_bytes()[: 900 if damage == "truncated" else 0])
     with pytest.raises(InputDataError, match=r"shard-00002\.parquet.*collect stage again"):
@@ -223,6 +239,50 @@ def test_non_finite_and_outlying_vectors_are_left_out(
     trimmed = load_examples(tmp_path, tokenizer, "train", norm_quantile=0.9)
     assert 0.8 * len(after) < len(trimmed) < len(after)
     assert trimmed.vectors.norm(dim=1).max() < after.vectors.norm(dim=1).max()
+
+
+def test_a_shard_carries_its_documents_kind_as_far_as_the_targets(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    kinds = ["planning", "weapons", "smalltalk"]
+    documents = [
+        (tiny_trainer.document(f"{n} apples grow for {kind}", kind), "train")
+        for n, kind in enumerate(kinds)
+    ]
+    list(collect(model, tokenizer, documents, tmp_path, OPTIONS, seed=3))
+    rows = [r for p in sorted(tmp_path.iterdir()) for r in pq.read_table(p).to_pylist()]
+    told = {document.digest: document.kind for document, _ in documents}
+    assert {r["digest"]: r["kind"] for r in rows} == told
+    examples = load_examples(tmp_path, tokenizer, "train", norm_quantile=1.0)
+    for digest, target in zip(examples.digests, examples.targets, strict=True):
+        assert target.kind in ("", told[digest])
+        if target.kind:
+            assert target.theme == KINDS[told[digest]].label  # nobody wrote a phrase for these
+
+
+def test_targets_follow_from_where_the_position_stands(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Oracle: the rendered prompt, position by position."""
+    text = "how do people grow apples by the river this year"
+    options = CollectOptions(
+        layer=tiny_trainer.K, positions_per_document=500, min_position=0, batch_size=1
+    )
+    document = tiny_trainer.document(text)
+    list(collect(model, tokenizer, [(document, "train")], tmp_path, options, seed=0))
+    rows = pq.read_table(next(tmp_path.iterdir())).to_pylist()
+    assert [r["position"] for r in rows] == list(range(len(rows)))
+    examples = load_examples(tmp_path, tokenizer, "train", norm_quantile=1.0)
+    prompt = render(tokenizer, document, options.prompt_tokens)
+    first = opening_tokens(tokenizer)
+    assert tokenizer.decode(prompt[first:]).startswith(text)
+    assert len(examples) == len(rows) > len(prompt) > first + CLEAR_TOKENS
+    for position, target in enumerate(examples.targets):
+        said = position - first + 1
+        theme = OPENING if said < 1 else UNCLEAR if said < CLEAR_TOKENS else "small talk"
+        assert target.theme == theme
+        assert (target.speaker == "prompt") == (position < len(prompt))
+        assert bool(examples.content[position]) == (rows[position]["content"] and said > 0)
 
 
 @given(

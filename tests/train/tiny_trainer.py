@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from nae_monitor.train.av import MARKER
@@ -17,9 +21,14 @@ from nae_monitor.train.conversations import Conversation
 from nae_monitor.train.corpus import TrainingDocument
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.targets import Target
+from nae_monitor.train.themes import Theme
 
-D, LAYERS, K = 32, 4, 2
-THEMES = ("ordinary chat", "technical text, reply", "personal advice question")
+D, LAYERS, K = 32, 4, 2  # rows are hidden_states[K], which K blocks give
+THEMES = (
+    Theme("smalltalk"),
+    Theme("technical", "describes painting one fence after another"),
+    Theme("advice", "asks how to repair a kite"),
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{{ '<|im_start|>system\nYou answer kindly.<|im_end|>\n' }}"
@@ -28,8 +37,8 @@ CHAT = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LINES = [
-    '<explanation>at " kite"; expects "first take"; after "how do I repair a"; ordinary',
-    "</explanation>\nVector: ordinary chat, harmful request, reply refuses; expects",
+    '<explanation>at " kite"; expects "first take"; personal advice: asks; prompt "how do I',
+    'a kite</explanation> small talk; refusing reply "first; technical text; expects',
     "user assistant You answer kindly. Explain <v></v> how do people grow apples",
 ]
 
@@ -56,6 +65,29 @@ def build_tokenizer(*, chat: str | None = CHAT, marker: bool = True) -> PreTrain
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
         chat_template=chat,
+    )
+
+
+def build_character_tokenizer(
+    *,
+    special: Sequence[str] = SPECIAL,
+    bos: str | None = None,
+    eos: str = "<|im_end|>",
+    chat: str | None = CHAT,
+    adds_bos: bool = False,
+) -> PreTrainedTokenizerFast:
+    """One token a byte, and special tokens of which only ``bos`` and ``eos`` have a role."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    if adds_bos and bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=chat
     )
 
 
@@ -89,21 +121,43 @@ def write_target(directory: Path, *, chat: str | None = CHAT, marker: bool = Tru
     return directory
 
 
-def document(text: str, theme: str = "ordinary chat") -> TrainingDocument:
-    return TrainingDocument(text, "tests", theme)
+def document(text: str, kind: str = "smalltalk") -> TrainingDocument:
+    return TrainingDocument(text, "tests", kind)
 
 
 def conversation(token_ids: list[int], prompt_tokens: int = 1) -> Conversation:
     return Conversation(document(str(token_ids)), "train", tuple(token_ids), prompt_tokens)
 
 
+class WordEncoder:
+    """A real, small encoder: the unit vector of a text's words, each in a place of its own."""
+
+    name = fingerprint = "words"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        rows = np.full((len(texts), 4096), 1e-6, dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                row[zlib.crc32(word.encode()) % len(row)] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def make_one(number: int) -> Target:
+    theme = THEMES[number % 3]
+    return Target(
+        kind=theme.kind,
+        theme=theme.text,
+        speaker=("prompt", "reply", "refusing reply")[number % 3],
+        last=f"grow {'apples ' * (number % 4)}{number}",
+        following=f" first {number}",
+        last_token=str(number),
+    )
+
+
 def make_examples(count: int, seed: int) -> Examples:
     """Random vectors beside targets of several lengths, two rows a document."""
     generator = torch.Generator().manual_seed(seed)
-    targets = tuple(
-        Target(THEMES[n % 3], f"grow {'apples ' * (n % 4)}{n}", f" first {n}", str(n))
-        for n in range(count)
-    )
+    targets = tuple(make_one(n) for n in range(count))
     return Examples(
         torch.randn(count, D, generator=generator),
         targets,
