@@ -7,7 +7,8 @@ not, 2 bad usage or configuration, 3 bad input data, 130 interrupted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ def run(command: Callable[..., None]) -> None:
 def clear_errors(json_file: Path | None) -> Iterator[None]:
     """One line an error instead of a traceback; a JSON file that cannot be is found out first."""
     quiet_libraries()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         if json_file is not None:
             _check_writable(json_file)
@@ -61,7 +63,9 @@ def _check_writable(file: Path) -> None:
         raise ConfigurationError([problem])
 
 
-def finish(report: Report, tables: list[Table], notes: list[str], json_file: Path | None) -> int:
+def finish(
+    report: Report, tables: Sequence[Table], notes: Sequence[str], json_file: Path | None
+) -> int:
     """Print tables and notes, write the JSON, and return the exit code."""
     console = output()
     if not console.is_terminal:

@@ -15,7 +15,7 @@ from reporting.machine import Machine
 from speed.steps import Half, Variant, Work, example_flop, variants
 from speed.windows import interleaved, median, ratio_over_plain
 from torch.utils.flop_counter import FlopCounterMode
-from train_speed import CLAIM, claims_of, main, measure, precisions
+from train_speed import CLAIM, bound_for, claims_of, main, measure, precisions
 from typer import Exit
 
 from nae_monitor.errors import InputDataError
@@ -153,7 +153,7 @@ def test_the_claim_is_twice_the_trials_speed_on_the_trainers_own_variant(
         "AV, float32, trainer": np.array([rate] * 3),
         "AV, float32, plain": np.array([1.0] * 3),
     }
-    claims = claims_of(rates, "AV, float32, trainer")
+    claims = claims_of(rates, "AV, float32, trainer", CLAIM)
     assert [c.bound for c in claims] == [CLAIM, None, None]
     assert Bound(7.6) == CLAIM
     assert claims[0].holds is holds
@@ -181,13 +181,25 @@ def test_a_tiny_model_is_timed_in_every_way_and_judged(
         assert all(value > 0 for value in report.context[name].values())
 
 
-def test_the_script_writes_its_json_and_exits_by_its_claim(target: Path, tmp_path: Path) -> None:
+def test_the_bound_is_for_the_trials_own_model_and_examples(work: Work) -> None:
+    trial = dataclasses.replace(work, target="smollm2-135m-instruct")
+    assert bound_for(trial, None) == CLAIM
+    assert bound_for(dataclasses.replace(trial, tokens=20), None) is None
+    assert bound_for(work, None) is None
+    assert bound_for(work, 3.0) == Bound(3.0)
+
+
+@pytest.mark.parametrize(("at_least", "code"), [(None, 0), (0.001, 0), (1e9, 1)])
+def test_the_script_writes_its_json_and_exits_by_its_claim(
+    at_least: float | None, code: int, target: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "speed.json"
     with pytest.raises(Exit) as ended:
-        main(target=str(target), layer=2, batch_size=2, quick=True, json_file=path)
+        main(
+            target=str(target), layer=2, batch_size=2, at_least=at_least, quick=True, json_file=path
+        )
     content = json.loads(path.read_text())
     claimed = [claim for claim in content["claims"] if claim["bound"]]
-    assert [claim["bound"] for claim in claimed] == [">= 7.6"]
-    assert ended.value.exit_code == (0 if claimed[0]["holds"] else 1)
-    assert claimed[0]["unit"] == "examples/s"
+    assert [c["name"].split(",")[0] for c in claimed] == (["AV"] if at_least else [])
+    assert ended.value.exit_code == code
     assert content["context"]["windows"] == 3
