@@ -42,10 +42,8 @@ def train(
     from nae_monitor.train.processes import is_first
     from nae_monitor.train.run import STAGES, Run
 
-    if stage != "all" and stage not in STAGES:
-        raise typer.BadParameter(f"{stage!r}; one of: all, {', '.join(STAGES)}")
     quiet_libraries()
-    plan = make_plan(out=out, target=target, layer=layer, recipe=recipe, device=device)
+    plan = make_plan(out=out, target=target, layer=layer, recipe=recipe, device=device, stage=stage)
     console = Console(stderr=True, markup=False, highlight=False, quiet=not is_first())
     console.print(
         f"{plan.recipe.nla_id}: layer {plan.recipe.collect.layer} of {plan.recipe.target}, "

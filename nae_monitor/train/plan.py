@@ -11,10 +11,11 @@ import torch
 
 from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem
 from nae_monitor.train.recipe import Recipe
+from nae_monitor.train.run import STAGES
 from nae_monitor.train.target_checks import target_problems, without_weights
 
 DEFAULT_RECIPES = {"cpu": "smollm2-135m-cpu", "cuda": "smollm2-135m-gpu"}
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
 DEPTH_SHARE = 2 / 3  # of the blocks, where the released pairs read
 
 
@@ -33,6 +34,7 @@ def make_plan(
     layer: str | None = None,
     recipe: str | None = None,
     device: str = AUTO,
+    stage: str = ALL,
 ) -> Plan:
     """Choose device, recipe and layer, and check the target by its configuration.
 
@@ -43,11 +45,15 @@ def make_plan(
             ``auto`` where ``target`` overrides the model that the recipe's layer was chosen for.
         recipe: a file or a shipped recipe's name; None takes the default of the device.
         device: ``auto``, ``cpu`` or ``cuda``.
+        stage: ``all`` or one of them.
 
     Raises:
         ConfigurationError: everything that is wrong, at once.
     """
     problems = [*_missing_packages(), *_unusable_place(out)]
+    if stage not in (ALL, *STAGES):
+        known = ", ".join((ALL, *STAGES))
+        problems.append(Problem(Mark("--stage"), f"is {stage!r}", f"one of: {known}"))
     device = _device(device, problems)
     number = _number(layer, problems)
     chosen = _recipe(recipe or DEFAULT_RECIPES[device.partition(":")[0]], problems)

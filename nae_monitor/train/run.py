@@ -97,6 +97,7 @@ class Run:
         if options.autocast and self.halves.reduced:
             fast = self.halves.target(torch.bfloat16)
         self._claim_shards(identity(self.recipe.target, documents, options, self.recipe.seed))
+        before, began_s = self._shards(), time.monotonic()
         for done, total in collect(
             target.model,
             target.tokenizer,
@@ -107,6 +108,13 @@ class Run:
             reply_model=fast.model,
         ):
             self.progress("collect", {"done": done, "total": total})
+        meter = Meter()  # of documents; shards found are no work
+        new = (self._shards() - before) * options.batch_size
+        meter.add(min(new, len(documents)), 0, time.monotonic() - began_s)
+        self._sum_up("collect", meter, None, None)
+
+    def _shards(self) -> int:
+        return len(list(self.activations.glob("shard-*.parquet")))
 
     def _claim_shards(self, wanted: str) -> None:
         """Refuse to mix shards of two recipes in one directory."""
@@ -144,12 +152,13 @@ class Run:
         tokenizer = data.verbalizer_tokenizer
         model = self.halves.verbalizer(final_state(self.directory / "av"))
         model = model.merge_and_unload().eval()
+        work = verbalizer_work(model, data.prompt_tokens, training=False)
         rows = min(self.recipe.read_rows, len(data.train))
         for name, examples, count in (
             (READ_VALIDATION, data.validation, len(data.validation)),
             (READ, data.train, rows),
         ):
-            meter, began_s, before = Meter(), time.monotonic(), None
+            before, began_s = len(self._written(name, examples)), time.monotonic()
             for done, total in reading.read_rows(
                 model,
                 tokenizer,
@@ -159,11 +168,13 @@ class Run:
                 rows=count,
                 seed=self.recipe.seed,
             ):
-                if before is not None:  # the first batch tells where a resumed run began
-                    meter.add(done - before, 0, time.monotonic() - began_s)
-                before, began_s = done, time.monotonic()
                 self.progress("read", {"done": done, "total": total})
-            self._sum_up("read", meter, None, None)
+            taken_s = time.monotonic() - began_s
+            texts = [text for _, text in self._written(name, examples)[before:]]
+            tokens = sum(len(ids) for ids in tokenizer(texts).input_ids) if texts else 0
+            meter = Meter()
+            meter.add(len(texts), tokens, taken_s)
+            self._sum_up("read", meter, work, self.halves.peak() if texts else None)
 
     def train_ar(self) -> None:
         """Train the reconstructor, on the verbalizer's own texts, too, where they were read."""

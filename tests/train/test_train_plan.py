@@ -125,10 +125,17 @@ def test_everything_that_is_wrong_comes_in_one_error(tmp_path: Path) -> None:
             layer="two",
             recipe="no-such-recipe",
             device="tpu",
+            stage="bake",
         )
     message = str(caught.value)
-    assert len(caught.value.problems) == 5
-    for part in ("file: is not a directory", "no-model", "--layer: is 'two'", "--device: is 'tpu'"):
+    assert len(caught.value.problems) == 6
+    for part in (
+        "file: is not a directory",
+        "no-model",
+        "--layer: is 'two'",
+        "--device: is 'tpu'",
+        "--stage: is 'bake'",
+    ):
         assert part in message
     assert "no-such-recipe: cannot be read" in message
 
