@@ -113,7 +113,7 @@ def _spans(target: Target) -> list[tuple[int, float]]:
 
     The token and the kind decide whether a reader is led to the right place at all.
     """
-    theme = target.head.index("; " + target.theme)
+    theme = target.head.rindex("; " + target.theme)
     kind = theme + 2 + len(target.theme.split(":")[0])
     return [
         (len(target.last_token) + len('at ""'), TOKEN_WEIGHT),

@@ -84,14 +84,19 @@ def user_turn(tokenizer: Any) -> str:
     opening = first[
         : next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     ]
-    turn = next(
-        (t for t in tokenizer.all_special_tokens if prompted[len(first) :].startswith(t)), ""
-    )
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    special |= set(tokenizer.all_special_tokens)
+    bos = str(tokenizer.bos_token or "")
+    begins = bos if bos and opening.startswith(bos) else ""
+    asked = prompted[len(first) :]
+    turn = max((t for t in special if asked.startswith(t)), key=len, default="")
     if turn and turn in opening:
         opening = opening[opening.rindex(turn) :]
+    if not opening.startswith(begins):
+        opening = begins + opening
     added = tokenizer("").input_ids
     if added and added[0] == tokenizer.bos_token_id:
-        opening = opening.removeprefix(tokenizer.bos_token)
+        opening = opening.removeprefix(bos)
     return opening
 
 

@@ -240,17 +240,19 @@ def _themes(encoder: Encoder, examples: Examples, texts: Sequence[str], seed: in
     told = np.array([bool(t.kind) for t in examples.targets])
     rows = examples.select(told.nonzero()[0])
     said = [text for text, is_told in zip(texts, told, strict=True) if is_told]
-    measures: list[Measure] = []
+    names = ("theme's kind right, of 20", "the same of target themes")
+    measures = [Measure(name, float("nan")) for name in names]
     if said:
         inside = Clusters.by_document(rows.digests, seed)
-        written = [t.text for t in rows.targets]
-        right = kind_right(encoder, rows.targets, said)
-        best = kind_right(encoder, rows.targets, written)
-        measures += [inside.mean("theme's kind right, of 20", right)]
-        measures += [inside.mean("the same of target themes", best)]
+        both = (said, [t.text for t in rows.targets])
+        measures = [
+            inside.mean(name, kind_right(encoder, rows.targets, texts_of))
+            for name, texts_of in zip(names, both, strict=True)
+        ]
     unclear = unclear_said(texts)
-    measures += [Measure("unclear said, topic clear", float(unclear[told].mean()))]
-    measures += [Measure("unclear said, topic unclear", float(unclear[~told].mean()))]
+    for name, kept in (("topic clear", told), ("topic unclear", ~told)):
+        share = float(unclear[kept].mean()) if kept.any() else float("nan")
+        measures.append(Measure(f"unclear said, {name}", share))
     return measures
 
 

@@ -14,6 +14,7 @@ import torch
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.conversations import Conversation, is_content
 from nae_monitor.train.files import replacing
+from nae_monitor.train.themes import KINDS
 
 CONTEXT_TOKENS = 16  # tokens kept before a position, itself included
 VECTOR = "activation_vector"  # fixed-size list of float16 [d], as in recordings
@@ -102,6 +103,8 @@ def read_shard(
         raise InputDataError(
             f"{path} holds vectors of width {width}, expected {d_model}: another model's shard"
         )
+    if set(table["kind"].unique().to_pylist()) - KINDS.keys():
+        raise InputDataError(f"{path} holds unknown kinds ({mend})")
     kept = table.filter(pc.equal(table["split"], split))
     column = kept.column(VECTOR).combine_chunks()
     vectors = np.asarray(column.flatten()).reshape(kept.num_rows, width)

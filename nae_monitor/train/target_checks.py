@@ -72,6 +72,9 @@ def _tokenizer_faults(tokenizer: Any) -> Iterator[tuple[str, str]]:
         yield "has a slow tokenizer, without character offsets", "convert it to tokenizer.json"
     if tokenizer.eos_token_id is None:
         yield "has no end-of-sequence token", "name one in its tokenizer_config.json"
+    elif tokenizer("a").input_ids[-1] == tokenizer.eos_token_id:
+        message = "has a tokenizer that adds an end-of-sequence token behind every text"
+        yield message, "switch add_eos_token off: the reconstructor reads the last token"
     verbalizer = copy.copy(tokenizer)
     verbalizer.chat_template = av.AV_CHAT_TEMPLATE
     try:

@@ -11,7 +11,7 @@ from nae_monitor.models.encoder import Encoder
 from nae_monitor.train.targets import Target
 from nae_monitor.train.themes import KINDS, UNCLEAR
 
-_THEME = re.compile(r'; expects ".*?"; (.*?)(?:; (?:\w+ )?(?:prompt|reply) ".*)?$', re.DOTALL)
+_THEME = re.compile(r'; expects "[^"]*"; (.*?)(?:; (?:\w+ )?(?:prompt|reply) ".*)?$', re.DOTALL)
 
 
 def theme_in(text: str) -> str:

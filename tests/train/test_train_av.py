@@ -149,9 +149,6 @@ def test_a_theme_without_a_phrase_weighs_as_a_kind_throughout() -> None:
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the kind is sought from the front, not behind the next words"
-)
 def test_next_words_that_spell_the_theme_do_not_take_its_weight() -> None:
     tokenizer = tiny_trainer.build_character_tokenizer()
     target = Target("planning", "planning", "prompt", "first", "; planning", "a")

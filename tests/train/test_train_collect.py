@@ -184,7 +184,6 @@ def test_documents_that_end_too_early_give_no_row_and_no_error(
         load_examples(tmp_path, tokenizer, "train")
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError, where read_shard does not look at the kinds")
 def test_a_shard_of_an_unknown_kind_is_refused_by_name(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:

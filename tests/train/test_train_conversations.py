@@ -78,19 +78,13 @@ FAMILIES = {
         opening="[INST] ",
     ),
 }
-UNNAMED = pytest.mark.xfail(
-    strict=True, reason="only special tokens with a role are sought, so the system prompt stays"
-)
-
-
 def cases() -> list[Any]:
     """Every family with and without its system prompt and a BOS of the tokenizer's own."""
     found = []
     for name, family in FAMILIES.items():
         for system in (False, True) if family.system else (False,):
             for adds_bos in (False, True) if family.bos else (False,):
-                marks = [UNNAMED] if system else []
-                found.append(pytest.param(name, adds_bos, system, marks=marks))
+                found.append(pytest.param(name, adds_bos, system))
     return found
 
 

@@ -248,7 +248,6 @@ def test_always_unclear_is_never_right_and_shows_as_such(model: Any) -> None:
     assert found["unclear said, topic unclear"].value == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the theme measures are left out, which other tables have")
 def test_rows_without_any_clear_topic_have_the_same_lines(model: Any) -> None:
     """``nla evaluate`` sets the tables of two kinds of rows side by side, line by line."""
     some = measured(model, str, examples=partly_unclear(lambda i: i % 4 == 0))
@@ -256,7 +255,6 @@ def test_rows_without_any_clear_topic_have_the_same_lines(model: Any) -> None:
     assert list(none) == list(some)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's mean of no rows warns")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_rows_that_are_all_clear_are_measured_without_a_warning(model: Any) -> None:
     assert math.isnan(measured(model, str)["unclear said, topic unclear"].value)
