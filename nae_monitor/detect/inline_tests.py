@@ -43,7 +43,7 @@ def run_inline_tests(rule_set: RuleSet, encoder: Encoder | None = None) -> list[
 
 def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult:
     subject = Subject(test.explanation, test.prompt, test.output, test.token, test.request)
-    outcome = evaluate_rule(rule, Views(subject), _scored(test.scores, semantic), None)
+    outcome = evaluate_rule(rule, Views(subject), given_scores(test.scores, semantic), None)
     if outcome.state is FindingState.UNDECIDED:
         return TestResult(rule.name, test.name, "skipped", "; ".join(outcome.undecided))
     rating = rate(rule, test.fidelity)
@@ -61,7 +61,7 @@ def _fault(test: InlineTest, matched: bool, severity: Severity) -> str:
     return ""
 
 
-def _scored(scores: Mapping[str, float], semantic: SemanticAnswerer) -> SemanticAnswerer:
+def given_scores(scores: Mapping[str, float], semantic: SemanticAnswerer) -> SemanticAnswerer:
     """Answer from the test's scores first; a given score stands for a kept margin."""
 
     def answer(rule: Rule, selection: Selection, view: View) -> tuple[list[Hit], str]:

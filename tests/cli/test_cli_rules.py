@@ -1,10 +1,11 @@
-"""``rules test`` and ``rules lint``."""
+"""``rules test``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -61,13 +62,18 @@ def test_k_chooses_rules_by_name(cli: Cli) -> None:
     assert "no rule's name holds 'nothing'" in missing.err
 
 
-def test_lint_names_every_problem_with_its_place(cli: Cli, rule: Path) -> None:
-    rule.write_text(rule.read_text().replace("severity: low", "severty: low"))
-    done = cli("rules", "lint", rule)
-    assert done.code == 2
-    assert f"error: {rule}:8:1: " in done.err
-    assert "severity" in done.err
+def test_junit_and_coverage_are_written(cli: Cli, rule: Path, tmp_path: Path) -> None:
+    out = tmp_path / "junit.xml"
+    done = cli("rules", "test", rule, "--no-models", "--junit", out, "--coverage")
+    assert done.code == 0
+    assert ElementTree.parse(out).getroot().get("tests") == "1"
+    assert "any_text" in done.out
 
 
-def test_lint_of_a_good_rule_says_so(cli: Cli, rule: Path) -> None:
-    assert cli("rules", "lint", rule).out.startswith("1 rules, no problem")
+def test_coverage_under_its_minimum_exits_with_one(cli: Cli, rule: Path) -> None:
+    done = cli("rules", "test", rule, "--no-models", "--min", "50", "--json")
+    assert done.code == 1
+    (found,) = done.objects[0]["coverage"]
+    assert found["percent"] == 40.0
+    assert found["selections"]["any_text"]["hit"] is True
+    assert cli("rules", "test", rule, "--no-models", "--min", "40").code == 0

@@ -1,0 +1,1 @@
+"""What rule authors work with: explain, backtest, compare, measure, lock, format, describe."""
