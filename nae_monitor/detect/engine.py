@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from nae_monitor.detect.evaluation import Outcome, SemanticAnswerer, evaluate_rule, rate
+from nae_monitor.detect.matching import TextMatchers
 from nae_monitor.detect.packs import RuleSet
 from nae_monitor.detect.schema import Rule, Selection
 from nae_monitor.detect.semantic import Comparison, Embedder, Encoder
@@ -29,7 +30,8 @@ class Judge:
         rule_set: rules from :func:`nae_monitor.detect.packs.load_rules`; disabled ones are skipped.
         encoder: for semantic selections; without one they are unknown.
         health: where counters go: ``rules.judged``, ``rules.matched``, ``rules.undecided``,
-            ``rules.dropped_low_fidelity``, ``rules.dropped_unscored``.
+            ``rules.dropped_low_fidelity``, ``rules.dropped_unscored``, and those of
+            :class:`nae_monitor.detect.matching.TextMatchers`.
 
     Raises:
         ConfigurationError: the encoder fails on the rules' own exemplars.
@@ -42,6 +44,7 @@ class Judge:
         self._health = health or Health()
         self._rules = [rule for rule in rule_set.rules if rule.enabled]
         self._semantic = semantic_answerer(self._rules, encoder, self._health)
+        self._texts = TextMatchers(self._rules, self._health)
         self._normalise = functools.lru_cache(maxsize=CACHED_TEXTS)(normalise)
 
     def judge(
@@ -93,7 +96,8 @@ class Judge:
         with self._health.guard(component):
             if not rule.scope.admits(activation):
                 return None
-            outcome = evaluate_rule(rule, views, self._semantic, _day(activation.captured_unix_ns))
+            day = _day(activation.captured_unix_ns)
+            outcome = evaluate_rule(rule, views, self._semantic, day, self._texts)
         return outcome
 
 

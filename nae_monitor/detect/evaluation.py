@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from nae_monitor.detect.conditions import (
     And,
     Expression,
     Not,
+    Or,
     evaluate,
     names_in,
     supporting_names,
 )
+from nae_monitor.detect.matching import TextAnswerer, ask_matcher
 from nae_monitor.detect.schema import RISK_BANDS, LowFidelity, Rule, Selection
 from nae_monitor.detect.semantic import SemanticMatcher
 from nae_monitor.detect.views import Hit, Missing, View, Views
@@ -45,21 +47,28 @@ class Outcome:
 
 
 def evaluate_rule(
-    rule: Rule, views: Views, semantic: SemanticAnswerer, day: datetime.date | None
+    rule: Rule,
+    views: Views,
+    semantic: SemanticAnswerer,
+    day: datetime.date | None,
+    texts: TextAnswerer = ask_matcher,
 ) -> Outcome:
     """Ask the rule's selections until its condition is decided.
 
     A condition already false stops there. One already true still asks the text matchers, whose
-    spans an alert shows, and leaves the encoder alone. ``day`` decides which exceptions apply.
+    spans an alert shows. The encoder is asked last, and only for selections that the verdict
+    still hangs on. ``day`` decides which exceptions apply; ``texts`` answers text selections.
     """
     expression = _with_exceptions(rule, day)
     order = {name: index for index, name in enumerate(rule.selections)}
     answers: dict[str, Answer] = {}
     truth: bool | None = None
     for name in sorted(set(names_in(expression)), key=lambda n: (_cost(rule, n), order[n])):
-        if truth is False or (truth and _cost(rule, name) == SemanticMatcher.cost):
+        if truth is False:
             break
-        answers[name] = _answer(rule, rule.selections[name], views, semantic)
+        if _cost(rule, name) >= SemanticMatcher.cost and name not in _open(expression, answers):
+            continue
+        answers[name] = _answer(rule, rule.selections[name], views, semantic, texts)
         truth = _truth(expression, answers)
     if truth is False:
         return Outcome(FindingState.NO_MATCH)
@@ -70,7 +79,19 @@ def _cost(rule: Rule, name: str) -> int:
     return rule.selections[name].matcher.cost
 
 
-def _truth(expression: Expression, answers: dict[str, Answer]) -> bool | None:
+def _open(expression: Expression, answers: Mapping[str, Answer]) -> frozenset[str]:
+    """The selections not asked yet on which the truth of ``expression`` still hangs."""
+    if _truth(expression, answers) is not None:
+        return frozenset()
+    match expression:
+        case And(operands) | Or(operands):
+            return frozenset().union(*(_open(operand, answers) for operand in operands))
+        case Not(operand):
+            return _open(operand, answers)
+    return frozenset(names_in(expression)) - answers.keys()
+
+
+def _truth(expression: Expression, answers: Mapping[str, Answer]) -> bool | None:
     return evaluate(expression, {name: answer.matched for name, answer in answers.items()})
 
 
@@ -79,15 +100,18 @@ def _with_exceptions(rule: Rule, day: datetime.date | None) -> Expression:
     return And((rule.condition, *active)) if active else rule.condition
 
 
-def _answer(rule: Rule, selection: Selection, views: Views, semantic: SemanticAnswerer) -> Answer:
+def _answer(
+    rule: Rule,
+    selection: Selection,
+    views: Views,
+    semantic: SemanticAnswerer,
+    texts: TextAnswerer,
+) -> Answer:
     view = views.view(selection.field, selection.quotes, selection.case)
     if isinstance(view, Missing):
         return Answer(None, why=view.why)
-    why = ""
-    if isinstance(selection.matcher, SemanticMatcher):
-        hits, why = semantic(rule, selection, view)
-    else:
-        hits = selection.matcher.find(view.text)
+    is_semantic = isinstance(selection.matcher, SemanticMatcher)
+    hits, why = (semantic if is_semantic else texts)(rule, selection, view)
     if hits:
         return Answer(True, tuple(view.span(selection.name, hit) for hit in hits))
     if not why and view.truncated:

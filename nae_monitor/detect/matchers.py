@@ -1,25 +1,31 @@
 """Matchers over one normalised text: keywords, RE2 patterns and fuzzy phrases.
 
-Each is compiled when its rule loads and looks at one view in one pass. They share ``find``, which
-answers with hits (none: no match), so that a matcher over all rules at once can take their place.
+Each is compiled when its rule loads and looks at one view by itself. They share ``find``, which
+answers with hits (none: no match); :mod:`nae_monitor.detect.matching` gives the same answers for
+all rules in one pass.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import re2
 from rapidfuzz import fuzz
 
-from nae_monitor.detect.text import folded, is_word_edge
+from nae_monitor.detect.text import folded, is_word_edge, word_shadow
 from nae_monitor.detect.views import Hit
 
 MAX_PATTERN_CHARS = 2_000
 MAX_REGEX_BYTES = 4 * 1024 * 1024  # RE2's program and its caches, for each pattern
 FuzzyScorer = Literal["partial_ratio", "ratio", "token_sort_ratio", "token_set_ratio"]
 
+# What can name a character beyond ASCII: properties, code points, classes of either kind.
+_BEYOND_ASCII = re.compile(r"\\[pPxC0-7]|\[:")
 _EMPTY_PROBES = ("", "a", "a b", ".", "\n")
 
 
@@ -56,8 +62,12 @@ class KeywordMatcher:
 
     def find(self, text: str) -> list[Hit]:
         """The first place of each word found."""
-        required = [self._first(text, word) for word in self.all_of]
-        optional = [self._first(text, word) for word in self.any_of]
+        return self.answer(lambda word: self._first(text, word))
+
+    def answer(self, first: Callable[[str], Hit | None]) -> list[Hit]:
+        """The hits, given the first place of each word."""
+        required = [first(word) for word in self.all_of]
+        optional = [first(word) for word in self.any_of]
         if None in required or (self.any_of and not any(optional)):
             return []
         return [hit for hit in (*required, *optional) if hit is not None]
@@ -74,15 +84,31 @@ class KeywordMatcher:
 
 @dataclass(frozen=True, slots=True)
 class RegexMatcher:
-    r"""RE2 patterns, any of which may match. RE2's ``\b`` and ``\w`` know ASCII letters only."""
+    r"""RE2 patterns, any of which may match.
+
+    RE2's ``\b`` and ``\w`` know ASCII letters only, so patterns read the text's shadow, where they
+    are right for every script; a pattern that itself speaks of other characters reads the text.
+    """
 
     patterns: tuple[Any, ...]
     cost: ClassVar[int] = 1
 
     def find(self, text: str) -> list[Hit]:
         """The first match of each pattern."""
-        found = (pattern.search(text) for pattern in self.patterns)
-        return [Hit(match.start(), match.end()) for match in found if match is not None]
+        found = (search_pattern(pattern, text) for pattern in self.patterns)
+        return [hit for hit in found if hit is not None]
+
+
+def search_pattern(pattern: Any, text: str) -> Hit | None:
+    """The first match of a compiled pattern in ``text``."""
+    match = pattern.search(word_shadow(text) if reads_shadow(pattern.pattern) else text)
+    return None if match is None else Hit(match.start(), match.end())
+
+
+@functools.lru_cache(maxsize=4096)
+def reads_shadow(pattern: str) -> bool:
+    """Whether the pattern speaks of ASCII characters only."""
+    return pattern.isascii() and _BEYOND_ASCII.search(pattern) is None
 
 
 def compile_pattern(pattern: str, case: bool) -> Any:
@@ -141,20 +167,24 @@ class FuzzyMatcher:
     phrases: tuple[str, ...]
     score: float
     scorer: FuzzyScorer
+    exact: bool = False  # what is left out before scoring is proved, not measured, to miss nothing
     cost: ClassVar[int] = 2
 
     def find(self, text: str) -> list[Hit]:
         """The best stretch of each phrase that reaches the score."""
-        return [hit for phrase in self.phrases if (hit := self._best(phrase, text)) is not None]
+        found = (fuzzy_hit(phrase, text, self.score, self.scorer) for phrase in self.phrases)
+        return [hit for hit in found if hit is not None]
 
-    def _best(self, phrase: str, text: str) -> Hit | None:
-        # partial_ratio slides the shorter text over the longer: on a text shorter than the phrase
-        # it would find any fragment of the phrase, so there the two are compared whole.
-        if self.scorer == "partial_ratio" and len(text) >= len(phrase):
-            found = fuzz.partial_ratio_alignment(phrase, text, score_cutoff=self.score)
-            if found is None:
-                return None
-            return Hit(found.dest_start, found.dest_end, round(found.score, 2))
-        name = "ratio" if self.scorer == "partial_ratio" else self.scorer
-        score = float(getattr(fuzz, name)(phrase, text, score_cutoff=self.score))
-        return Hit(0, len(text), round(score, 2)) if score >= self.score else None
+
+def fuzzy_hit(phrase: str, text: str, score: float, scorer: FuzzyScorer) -> Hit | None:
+    """The best stretch of ``text`` for ``phrase``, None where it stays under ``score``."""
+    # partial_ratio slides the shorter text over the longer: on a text shorter than the phrase it
+    # would find any fragment of the phrase, so there the two are compared whole.
+    if scorer == "partial_ratio" and len(text) >= len(phrase):
+        found = fuzz.partial_ratio_alignment(phrase, text, score_cutoff=score)
+        if found is None:
+            return None
+        return Hit(found.dest_start, found.dest_end, round(found.score, 2))
+    name = "ratio" if scorer == "partial_ratio" else scorer
+    figure = float(getattr(fuzz, name)(phrase, text, score_cutoff=score))
+    return Hit(0, len(text), round(figure, 2)) if figure >= score else None

@@ -183,5 +183,32 @@ def is_word_edge(text: str, place: int) -> bool:
     return bool(_UNSPACED.match(before) or _UNSPACED.match(after))
 
 
+def word_shadow(text: str) -> str:
+    """The text as an engine should see it whose ``\\b`` and ``\\w`` know ASCII letters only.
+
+    Letters, digits and marks beyond ASCII become underscores, which such an engine takes for part
+    of a word; scripts without spaces stay as they are, a boundary at every character. Offsets are
+    those of ``text``.
+    """
+    return text if text.isascii() else text.translate(_SHADOWS)
+
+
+class _Shadows:
+    """What each character becomes in a shadow, by code point, as ``str.translate`` asks for it."""
+
+    def __getitem__(self, code: int) -> int:
+        return _shadow(code)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shadow(code: int) -> int:
+    character = chr(code)
+    plain = code < 128 or bool(_UNSPACED.match(character)) or not _in_word(character)
+    return code if plain else ord("_")
+
+
+_SHADOWS = _Shadows()
+
+
 def _in_word(character: str) -> bool:
     return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
