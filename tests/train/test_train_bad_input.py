@@ -109,6 +109,29 @@ def test_fewer_rows_than_a_batch_are_too_little_data(
             dataclasses.replace(run, recipe=recipe).stage(stage)
 
 
+def test_shards_of_another_width_are_refused_by_name(
+    tmp_path: Path, wheels: dict[str, Path]
+) -> None:
+    (tmp_path / "activations").mkdir()
+    target = tiny_trainer.write_target(tmp_path / "target")
+    run = Run(make_recipe(target), tmp_path / "run", wheels=lambda: wheels)
+    run.stage("collect")
+    shard = next(iter(run.activations.glob("shard-*")))
+    table_width = tiny_trainer.D + 1
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(shard).drop_columns(["activation_vector"])
+    flat = pa.array(torch.ones(table.num_rows * table_width).half().numpy())
+    column = pa.FixedSizeListArray.from_arrays(flat, table_width)
+    name = "shard-00000.parquet"
+    pq.write_table(
+        table.append_column("activation_vector", column), tmp_path / "activations" / name
+    )
+    with pytest.raises(InputDataError, match=f"{name} holds vectors of width 33, expected 32"):
+        Run(run.recipe, tmp_path).stage("av")
+
+
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A verbalizer that was trained for half its steps, over made-up rows."""

@@ -278,24 +278,6 @@ def test_a_run_directory_refuses_shards_of_another_recipe(
         run.stage("collect")
 
 
-def test_shards_of_another_width_are_refused_by_name(finished: Finished, tmp_path: Path) -> None:
-    (tmp_path / "activations").mkdir()
-    shard = next(iter(finished.run.activations.glob("shard-*")))
-    table_width = tiny_trainer.D + 1
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(shard).drop_columns(["activation_vector"])
-    flat = pa.array(torch.ones(table.num_rows * table_width).half().numpy())
-    column = pa.FixedSizeListArray.from_arrays(flat, table_width)
-    name = "shard-00000.parquet"
-    pq.write_table(
-        table.append_column("activation_vector", column), tmp_path / "activations" / name
-    )
-    with pytest.raises(InputDataError, match=f"{name} holds vectors of width 33, expected 32"):
-        Run(finished.run.recipe, tmp_path).stage("av")
-
-
 def test_export_before_training_names_the_missing_state(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "activations").symlink_to(finished.run.activations)
     with pytest.raises(InputDataError, match=r"state\.safetensors is missing"):
