@@ -35,7 +35,7 @@ from nae_monitor.errors import (
 )
 from nae_monitor.health import Health
 from nae_monitor.parts import Parts, collect, content_key, load_parts
-from nae_monitor.pipeline import Observer, Pipeline
+from nae_monitor.pipeline import Observer, OnDecision, Pipeline
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import TraceRef, Verdict
 from nae_monitor.screen import SamplingScreen
@@ -60,7 +60,9 @@ class Monitor:
         sinks: Sinks,
         health: Health,
         observer: Observer | None = None,
+        on_decision: OnDecision | None = None,
     ) -> None:
+        self._on_decision = on_decision
         self.settings = settings
         self.health = health
         self.recording: Path | None = None
@@ -90,8 +92,12 @@ class Monitor:
         *,
         console: Console | None = None,
         observer: Observer | None = None,
+        on_decision: OnDecision | None = None,
     ) -> Monitor:
-        """As :meth:`from_yaml`, from settings at hand; ``observer`` sees every judged row."""
+        """As :meth:`from_yaml`, from settings at hand.
+
+        ``observer`` sees every judged row, ``on_decision`` every action that a rule asks for.
+        """
         health = Health()
         problems: list[Problem] = []
         parts = collect(problems, lambda: load_parts(settings, health))
@@ -105,7 +111,7 @@ class Monitor:
             if sinks is not None:
                 sinks.close(1.0)
             raise ConfigurationError(problems)
-        return cls(settings, parts, sinks, health, observer)
+        return cls(settings, parts, sinks, health, observer, on_decision)
 
     def sibling(self, settings: Settings) -> Monitor:
         """Another monitor over the same decoder and rules, with counters and sinks of its own."""
@@ -164,6 +170,8 @@ class Monitor:
         end_s = time.monotonic() + deadline_s
         with self._starting:
             self._closed = True
+        if self._pipeline is not None and self._parts.live is not None:
+            self._parts.live.stop()
         done = True
         if self._pipeline is not None:
             done = self._pipeline.close(deadline_s * (1 - SINKS_SHARE))
@@ -204,11 +212,15 @@ class Monitor:
                     self.health,
                     screen=SamplingScreen(self.settings.screen, seed=self.settings.nla.seed),
                     decoder=self._parts.decoder,
-                    judge=self._parts.judge,
+                    judge=self._parts.live or self._parts.judge,
+                    rules=self._parts.rules_in_force,
+                    on_decision=self._on_decision,
                     sinks=self._sinks,
                     open_recorder=(lambda: self._open_recording(special)) if recorded else None,
                     observer=self._observer,
                 )
+                if self._parts.live is not None and self.settings.detect.reload_s is not None:
+                    self._parts.live.start(self.settings.detect.reload_s)
                 atexit.register(self._close_at_exit)
             return self._pipeline
 
@@ -224,7 +236,7 @@ class Monitor:
                 "model": self.settings.target.model,
                 "layer": self._parts.decoder.layer,
                 "nla_id": self._parts.decoder.nla_id,
-                "rules_sha256": self._parts.rules.fingerprint,
+                "rules_sha256": self._parts.rules_in_force().fingerprint,
                 "special_token_ids": special_token_ids,
                 "nae_monitor": __version__,
             },

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nae_monitor.decode import Decoder, load_nla, open_ar, open_av
-from nae_monitor.detect import Judge, RuleSet, load_rules
+from nae_monitor.detect import Judge, LiveRules, RuleSet, load_rules
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.models import load_encoder, resolve_nla, resolve_target
@@ -23,8 +23,13 @@ class Parts:
     """What a monitor, a worker and a replay share: the decoder and the judge."""
 
     decoder: Decoder
-    rules: RuleSet
+    rules: RuleSet  # as loaded at the start
     judge: Judge
+    live: LiveRules | None = None  # the rules in force, where they are read again
+
+    def rules_in_force(self) -> RuleSet:
+        """The rules to judge by now."""
+        return self.rules if self.live is None else self.live.rules
 
 
 def load_parts(settings: Settings, health: Health) -> Parts:
@@ -36,11 +41,24 @@ def load_parts(settings: Settings, health: Health) -> Parts:
     problems: list[Problem] = []
     rules = collect(problems, lambda: load_rules(settings.detect.rules))
     encoder_name = settings.detect.encoder
+    model = settings.target.model
     encoder = collect(problems, lambda: load_encoder(encoder_name)) if encoder_name else None
     decoder = _load_decoder(settings.nla, problems)
+    if rules is not None and decoder is not None:
+        layer = decoder.layer
+        problems += rules.unfit_for(model, layer)
     if rules is None or decoder is None or problems:
         raise ConfigurationError(problems)
-    return Parts(decoder, rules, Judge(rules, encoder, health))
+    live: LiveRules | None = None
+    if settings.detect.reload_s is not None:
+
+        def accept(changed: RuleSet) -> None:
+            unfit = changed.unfit_for(model, layer)
+            if unfit:
+                raise ConfigurationError(unfit)
+
+        live = LiveRules(settings.detect.rules, encoder, health, accept=accept)
+    return Parts(decoder, rules, Judge(rules, encoder, health), live)
 
 
 def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Decoder | None:

@@ -201,6 +201,7 @@ class Finding:
     fve: float | None = None
     tags: tuple[str, ...] = ()
     risk_score: int | None = None
+    routes: tuple[str, ...] = ()  # names of where the rule wants its alerts to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ class Alert:
     nla_id: str
     sequence: int  # per process, from 0
     time_unix_ns: int
+    routes: tuple[str, ...] = ()  # names of where the rule wants its alerts to go
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,14 +93,20 @@ class ScreenSettings:
 
 @dataclass(frozen=True, slots=True)
 class DetectSettings:
-    """Rule files or directories (``builtin`` is the shipped pack) and the sentence encoder."""
+    """Rule files or directories (``builtin`` is the shipped pack) and the sentence encoder.
+
+    Where ``reload_s`` is given, the files are looked at that often and changes are taken over.
+    """
 
     rules: tuple[str, ...] = ("builtin",)
     encoder: str | None = EMBEDDED_ENCODER
+    reload_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.rules:  # nothing could ever match, and every request would look clean
             raise ValueError("rules is empty; name a rule file, a directory, or builtin")
+        if self.reload_s is not None and not self.reload_s >= 0.1:
+            raise ValueError("reload_s is at least 0.1; leave it out to read the rules once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,6 +228,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
         "nae.held_back": alert.held_back,
         "nae.sequence": alert.sequence,
         "nae.content": policy.mode,
+        "nae.routes": list(alert.routes) or None,
     }
     if request.trace is not None:
         values["trace_id"], values["span_id"] = trace_ids(request.trace)

@@ -138,4 +138,5 @@ class AlertFolder:
             nla_id=self._nla_id,
             sequence=next(self._sequence),
             time_unix_ns=self._now_unix_ns(),
+            routes=finding.routes,
         )

@@ -70,6 +70,7 @@ def _replay(
 ) -> ReplayRun:
     from rich.progress import Progress
 
+    from nae_monitor.detect import Correlator
     from nae_monitor.health import Health
     from nae_monitor.monitor import content_key, load_parts
     from nae_monitor.replay import replay as replay_recordings
@@ -84,6 +85,7 @@ def _replay(
             out,
             decoder=parts.decoder,
             judge=parts.judge,
+            correlate=Correlator(lambda: parts.rules, health),
             redecode=redecode,
             decode_missing=decode_missing,
             batch_size=batch_size,

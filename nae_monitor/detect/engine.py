@@ -83,8 +83,9 @@ class Judge:
             spans=outcome.spans,
             undecided=outcome.undecided,
             fve=decoding.fve,
-            tags=rating.tags,
+            tags=(*rating.tags, *rule.actions.tags),
             risk_score=rating.risk_score,
+            routes=rule.actions.routes,
         )
 
     def _outcome(self, rule: Rule, views: Views, activation: Activation) -> Outcome | None:

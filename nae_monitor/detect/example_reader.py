@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from nae_monitor.detect.reading import Reader
 from nae_monitor.detect.schema import InlineTest, Selection
 from nae_monitor.detect.semantic import SemanticMatcher
-from nae_monitor.records import Severity
+from nae_monitor.records import FindingState, Severity
 
-UNSUPPORTED_KEYS = frozenset({"hits", "samples"})
 FULL_FIDELITY = 1.0  # what a test that gives no fve is judged at; `fve: null` is unscored
 
 
@@ -26,7 +26,9 @@ def read_tests(reader: Reader, selections: Mapping[str, Selection]) -> tuple[Inl
 
 
 def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> InlineTest:
-    expect_match, expect_severity = _expectation(reader)
+    state, expected = read_expectation(reader)
+    if state is FindingState.UNDECIDED:
+        reader.fault("expect", "only aggregations are undecided on purpose", "match or no_match")
     unscored = reader.has("fve") and reader.value["fve"] is None
     test = InlineTest(
         name=reader.text("name", f"test {number}", max_chars=200),
@@ -37,10 +39,12 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
         request=_request(reader),
         fidelity=None if unscored else reader.number("fve", -1e6, 1.0, FULL_FIDELITY),
         scores=_scores(reader, selections),
-        expect_match=expect_match,
-        expect_severity=expect_severity,
+        expect_match=state is FindingState.MATCH,
+        expect_severity=expected.pop("expect_severity", None),
+        times_s=_times(reader),
+        **expected,
     )
-    reader.finish(UNSUPPORTED_KEYS)
+    reader.finish()
     return test
 
 
@@ -61,13 +65,33 @@ def _scores(reader: Reader, selections: Mapping[str, Selection]) -> Mapping[str,
     return MappingProxyType({name: score for name, score in found.items() if score is not None})
 
 
-def _expectation(reader: Reader) -> tuple[bool, Severity | None]:
+def _times(reader: Reader) -> tuple[float, ...]:
+    """When the example happens, in seconds: ``hits: [{at: 0}, {at: 60}]``."""
+    if not reader.has("hits"):
+        return (0.0,)
+    times: list[float] = []
+    for hit in reader.children("hits"):
+        if not hit.has("at"):
+            hit.fault(None, "the hit lacks its time", "add `at: 60` (seconds)")
+        times.append(hit.number("at", 0, 1e9) or 0.0)
+        hit.finish()
+    return tuple(times)
+
+
+def read_expectation(reader: Reader) -> tuple[FindingState, dict[str, Any]]:
+    """What a test expects: the state, and the ``expect_*`` fields of its record by name."""
+    states = [state.value for state in (FindingState.MATCH, FindingState.NO_MATCH)]
     if not isinstance(reader.value.get("expect"), dict):
-        return reader.choice("expect", ("match", "no_match")) == "match", None
+        allowed = (*states, FindingState.UNDECIDED.value)
+        return FindingState(reader.choice("expect", allowed)), {}
     inner = reader.child("expect")
-    expected = inner.boolean("match", True)
-    severity: Severity | None = None
+    matched = inner.boolean("match", True)
+    more: dict[str, Any] = {}
     if inner.has("severity"):
-        severity = Severity(inner.choice("severity", [s.value for s in Severity]))
-    inner.finish(unsupported={"suppressed", "routes"})
-    return expected, severity
+        more["expect_severity"] = Severity(inner.choice("severity", [s.value for s in Severity]))
+    if inner.has("suppressed"):
+        more["expect_suppressed"] = inner.integer("suppressed", 0, 10**6, 0)
+    if inner.has("routes"):
+        more["expect_routes"] = frozenset(inner.texts("routes", 100))
+    inner.finish()
+    return FindingState.MATCH if matched else FindingState.NO_MATCH, more

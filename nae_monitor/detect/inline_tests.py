@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from nae_monitor.detect.aggregation_tests import fault_of, response_fault
 from nae_monitor.detect.engine import semantic_answerer
 from nae_monitor.detect.evaluation import SemanticAnswerer, evaluate_rule, rate
 from nae_monitor.detect.packs import RuleSet
@@ -13,7 +14,7 @@ from nae_monitor.detect.schema import InlineTest, Rule, Selection
 from nae_monitor.detect.semantic import Encoder, SemanticMatcher
 from nae_monitor.detect.views import Hit, Subject, View, Views
 from nae_monitor.health import Health
-from nae_monitor.records import FindingState, Severity
+from nae_monitor.records import FindingState, Request, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,13 @@ def run_inline_tests(rule_set: RuleSet, encoder: Encoder | None = None) -> list[
         ConfigurationError: the encoder fails on the rules' own exemplars.
     """
     semantic = semantic_answerer(rule_set.rules, encoder, Health())
-    return [_run(rule, test, semantic) for rule in rule_set.rules for test in rule.tests]
+    results = [_run(rule, test, semantic) for rule in rule_set.rules for test in rule.tests]
+    for aggregation in rule_set.aggregations:
+        for example in aggregation.tests:
+            fault = fault_of(aggregation, example)
+            outcome: Literal["passed", "failed"] = "failed" if fault else "passed"
+            results.append(TestResult(aggregation.name, example.name, outcome, fault))
+    return results
 
 
 def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult:
@@ -49,6 +56,8 @@ def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult
     rating = rate(rule, test.fidelity)
     matched = outcome.state is FindingState.MATCH and not rating.dropped
     fault = _fault(test, matched, rating.severity)
+    if matched and not fault:
+        fault = _response_fault(rule, test)
     return TestResult(rule.name, test.name, "failed" if fault else "passed", fault)
 
 
@@ -59,6 +68,20 @@ def _fault(test: InlineTest, matched: bool, severity: Severity) -> str:
     if matched and test.expect_severity not in (None, severity):
         return f"severity {severity.value}, expected {test.expect_severity}"
     return ""
+
+
+def _response_fault(rule: Rule, test: InlineTest) -> str:
+    wanted = test.expect_suppressed, test.expect_routes
+    named = {"group_id": "test", "model": "test", **test.request}
+    request = Request(
+        request_id=named.pop("request_id", "test"),
+        group_id=named.pop("group_id"),
+        model=named.pop("model"),
+        session_id=named.pop("session_id", None),
+        tenant=named.pop("tenant", None),
+        attributes=named,
+    )
+    return response_fault(rule.suppress, rule.actions.routes, test.times_s, *wanted, request)
 
 
 def given_scores(scores: Mapping[str, float], semantic: SemanticAnswerer) -> SemanticAnswerer:

@@ -52,11 +52,11 @@ class Reader:
 
     def children(self, key: str) -> list[Reader]:
         """Readers of the mappings in the list under ``key``."""
-        items = self.sequence(key)
-        return [
-            Reader(self.document, (*self.path, key, index), self.problems)
-            for index in range(len(items))
-        ]
+        return [self.at(key, index) for index in range(len(self.sequence(key)))]
+
+    def at(self, key: str, index: int) -> Reader:
+        """A reader of the mapping at an index of the list under ``key``."""
+        return Reader(self.document, (*self.path, key, index), self.problems)
 
     def sequence(self, key: str) -> list[Any]:
         """The list under ``key``; empty where it is missing or faulty."""
@@ -76,12 +76,13 @@ class Reader:
         items = self.sequence(key)
         for index, item in enumerate(items):
             if not isinstance(item, str) or not item.strip():
-                self._item_fault(key, index, "must be non-empty text", "quote it")
+                self.item_fault(key, index, "must be non-empty text", "quote it")
             elif len(item) > max_chars:
-                self._item_fault(key, index, f"is longer than {max_chars} characters", "split it")
+                self.item_fault(key, index, f"is longer than {max_chars} characters", "split it")
         return tuple(item for item in items if isinstance(item, str))
 
-    def _item_fault(self, key: str, index: int, message: str, mend: str) -> None:
+    def item_fault(self, key: str, index: int, message: str, mend: str) -> None:
+        """Report a problem at an item of the list under ``key``."""
         mark = self.document.mark((*self.path, key, index))
         self.problems.append(Problem(mark, f"{key}[{index}] {message}", mend))
 

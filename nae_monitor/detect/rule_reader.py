@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
-import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast, get_args
-
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from typing import Any, cast
 
 from nae_monitor.detect.conditions import (
     RESERVED,
@@ -21,27 +16,21 @@ from nae_monitor.detect.conditions import (
     parse_condition,
 )
 from nae_monitor.detect.example_reader import read_tests
+from nae_monitor.detect.header_reader import read_header, read_name
 from nae_monitor.detect.reading import Reader
+from nae_monitor.detect.response_reader import read_actions, read_suppression
 from nae_monitor.detect.schema import (
-    RISK_BANDS,
-    SCHEMA_VERSION,
-    Enforcement,
     Fidelity,
     LowFidelity,
     Rule,
     RuleException,
     Scope,
     Selection,
-    Status,
 )
 from nae_monitor.detect.selection_reader import read_selection
 from nae_monitor.errors import Problem
-from nae_monitor.records import Phase, Severity
+from nae_monitor.records import Phase
 from nae_monitor.strict_yaml import Document
-
-OTHER_KINDS = ("aggregation", "filter", "list", "macro", "override")
-UNSUPPORTED_KEYS = frozenset({"suppress", "actions", "related", "required_nla", *OTHER_KINDS})
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 
 
 def read_rule(document: Document) -> tuple[Rule | None, list[Problem]]:
@@ -50,21 +39,16 @@ def read_rule(document: Document) -> tuple[Rule | None, list[Problem]]:
     reader = Reader(document, (), problems)
     if not reader.value:
         return None, problems or [Problem(document.mark(), "the document is empty", "remove it")]
-    for kind in OTHER_KINDS:
-        if kind in reader.value and "detection" not in reader.value:
-            mend = "only rules with `detection` are read; remove the document"
-            reader.fault(
-                kind, f"{kind!r} documents are not supported by this version", mend, "NM103"
-            )
-            return None, problems
     selections: dict[str, Selection] = {}
     condition = _detection(reader, selections)
     exceptions = _exceptions(reader, selections)
-    header = _header(reader)
+    header = read_header(reader)
     tests = read_tests(reader, selections)
     fidelity = _fidelity(reader.child("fidelity")) if reader.has("fidelity") else None
     scope = _scope(reader.child("scope")) if reader.has("scope") else Scope()
-    reader.finish(UNSUPPORTED_KEYS)
+    suppress = read_suppression(reader)
+    actions = read_actions(reader, header["enforcement"])
+    reader.finish()
     if problems or condition is None:
         return None, problems
     _report_unused(reader, selections, condition, exceptions)
@@ -77,84 +61,11 @@ def read_rule(document: Document) -> tuple[Rule | None, list[Problem]]:
         scope=scope,
         exceptions=exceptions,
         fidelity=fidelity,
+        suppress=suppress,
+        actions=actions,
         tests=tests,
     )
     return (None if problems else rule), problems
-
-
-def _header(reader: Reader) -> dict[str, Any]:
-    version = reader.integer("schema_version", 0, 10**6)
-    if version != SCHEMA_VERSION:
-        key = "schema_version" if "schema_version" in reader.value else None
-        reader.fault(key, "schema_version must be 1", f"write `schema_version: {SCHEMA_VERSION}`")
-    _require_engine(reader)
-    severity = Severity(reader.choice("severity", [s.value for s in Severity]))
-    return {
-        "id": _identifier(reader),
-        "name": _rule_name(reader),
-        "title": reader.text("title", max_chars=200),
-        "version": _version(reader),
-        "severity": severity,
-        "status": cast(Status, reader.choice("status", get_args(Status), "experimental")),
-        "risk_score": _risk_score(reader, severity),
-        "description": reader.text("description", ""),
-        "author": reader.text("author", ""),
-        "date": reader.date("date"),
-        "references": reader.texts("references"),
-        "tags": reader.texts("tags", 100),
-        "falsepositives": reader.texts("falsepositives"),
-        "guide": reader.text("guide", ""),
-        "enabled": reader.boolean("enabled", True),
-        "enforcement": cast(
-            Enforcement, reader.choice("enforcement", get_args(Enforcement), "shadow")
-        ),
-    }
-
-
-def _identifier(reader: Reader) -> str:
-    text = reader.text("id", max_chars=64)
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        if text:
-            reader.fault("id", "id is not a UUID", "make one with uuid.uuid4()")
-        return ""
-
-
-def _rule_name(reader: Reader) -> str:
-    name = reader.text("name", max_chars=64)
-    if name and not _NAME.fullmatch(name):
-        reader.fault("name", f"name {name!r} is not a handle", "use a-z, 0-9 and _, letter first")
-    return name
-
-
-def _version(reader: Reader) -> str:
-    if reader.has("version") and type(reader.value["version"]) is int:
-        return str(reader.value["version"])
-    return reader.text("version", "1", max_chars=40)
-
-
-def _risk_score(reader: Reader, severity: Severity) -> int | None:
-    score = reader.integer("risk_score", 0, 100)
-    low, high = RISK_BANDS[severity]
-    if score is not None and not low <= score <= high:
-        message = f"risk_score {score} is outside the band of severity {severity.value}"
-        reader.fault("risk_score", message, f"{low} to {high}", "NM312")
-    return score
-
-
-def _require_engine(reader: Reader) -> None:
-    specifier = reader.text("required_engine_version", "", max_chars=100)
-    if not specifier:
-        return
-    try:
-        ours = importlib.metadata.version("nae-monitor")
-        if not SpecifierSet(specifier).contains(ours, prereleases=True):
-            message = f"the rule needs engine {specifier}; this is {ours}"
-            reader.fault("required_engine_version", message, "update nae-monitor")
-    except InvalidSpecifier:
-        message = "required_engine_version is not a version specifier"
-        reader.fault("required_engine_version", message, 'write it as ">=0.1"')
 
 
 def _scope(reader: Reader) -> Scope:
@@ -230,7 +141,7 @@ def _condition(reader: Reader, key: str, text: str, names: list[str]) -> Express
 def _exceptions(reader: Reader, selections: dict[str, Selection]) -> tuple[RuleException, ...]:
     found: list[RuleException] = []
     for inner in reader.children("exceptions"):
-        name = _rule_name(inner)
+        name = read_name(inner)
         if any(name == other.name for other in found):
             inner.fault("name", f"exception {name!r} is there twice", "rename one")
         when = _when(inner, name, selections)

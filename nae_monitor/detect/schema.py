@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nae_monitor.detect.conditions import Expression
 from nae_monitor.detect.matchers import TextMatcher
+from nae_monitor.detect.response import Actions, Suppression
 from nae_monitor.detect.semantic import SemanticMatcher
 from nae_monitor.detect.text import Quotes
 from nae_monitor.records import Activation, Phase, Severity
@@ -18,6 +19,7 @@ from nae_monitor.records import Activation, Phase, Severity
 SCHEMA_VERSION = 1
 Status = Literal["experimental", "test", "stable", "deprecated", "unsupported"]
 Enforcement = Literal["shadow", "enforce"]
+RelationType = Literal["derived", "obsolete", "merged", "renamed", "similar"]
 LowFidelity = Literal["drop", "downgrade", "tag", "pass"]
 
 RISK_BANDS: Mapping[Severity, tuple[int, int]] = MappingProxyType(
@@ -82,6 +84,28 @@ class RuleException:
 
 
 @dataclass(frozen=True, slots=True)
+class Related:
+    """Another rule this one comes from or replaces (as Sigma's ``related``)."""
+
+    id: str  # UUID, lower case
+    type: RelationType
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredNla:
+    """The NLA a rule was written for; None: any."""
+
+    base_model: str | None  # name of the target model
+    layer: int | None
+
+    def admits(self, base_model: str, layer: int) -> bool:
+        """Whether an NLA of this model and layer will do."""
+        wanted = self.base_model
+        same_model = wanted is None or wanted.casefold() == base_model.casefold()
+        return same_model and self.layer in (None, layer)
+
+
+@dataclass(frozen=True, slots=True)
 class Fidelity:
     """What becomes of a match on a decode that does not reconstruct its activation.
 
@@ -108,6 +132,9 @@ class InlineTest:
     scores: Mapping[str, float]  # semantic selection -> the score it is to answer with
     expect_match: bool
     expect_severity: Severity | None
+    expect_routes: frozenset[str] | None = None  # of the alert; None: not asked
+    expect_suppressed: int | None = None  # of alerts at ``times_s``, how many are held back
+    times_s: tuple[float, ...] = (0.0,)  # when the example happens, in one request
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -137,6 +164,10 @@ class Rule:
     scope: Scope = field(default_factory=Scope)
     exceptions: tuple[RuleException, ...] = ()
     fidelity: Fidelity | None = None
+    related: tuple[Related, ...] = ()
+    required_nla: RequiredNla | None = None
+    suppress: Suppression | None = None
+    actions: Actions = field(default_factory=Actions)
     tests: tuple[InlineTest, ...] = ()
 
     def semantic_selections(self) -> list[tuple[str, SemanticMatcher]]:

@@ -21,7 +21,7 @@ Before the screen: ``not_captured``, ``listener_failed``, ``circuit_open`` (the 
 """
 
 from nae_monitor.pipeline.pipeline import Pipeline
-from nae_monitor.pipeline.ports import AlertSink, Judging, Observer
+from nae_monitor.pipeline.ports import AlertSink, Judging, Observer, OnDecision
 from nae_monitor.pipeline.serving import Listener
 
-__all__ = ["AlertSink", "Judging", "Listener", "Observer", "Pipeline"]
+__all__ = ["AlertSink", "Judging", "Listener", "Observer", "OnDecision", "Pipeline"]

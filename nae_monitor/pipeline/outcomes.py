@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nae_monitor.alert import AlertFolder
+from nae_monitor.detect import Correlator, Decider, RuleSet, Suppressor
 from nae_monitor.health import Health
 from nae_monitor.pipeline.circuit import Circuit
-from nae_monitor.pipeline.ports import AlertSink, Clock
+from nae_monitor.pipeline.ports import AlertSink, Clock, OnDecision
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.turn import Row, Turn
 from nae_monitor.records import Activation, Alert, Decoding, Evidence, Finding, Transcript
 
 NOT_RECORDED = "the recording is incomplete"
+NOT_AGGREGATED = "aggregation failed"
 
 
 class Emitter:
@@ -46,17 +48,27 @@ class Outcomes:
         *,
         nla_id: str,
         sequence: Iterator[int],
+        rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
+        on_decision: OnDecision | None = None,
     ) -> None:
+        self._on_decision = on_decision
         self._health = health
+        self._rules = rules
         self._requests = requests
         self._recorder = recorder
         self._emit = emit
         self._new_folder: Callable[[], AlertFolder] = lambda: AlertFolder(nla_id, sequence=sequence)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._folder = self._new_folder()
+        self._correlator = Correlator(self._rules, self._health)
+        self._suppressor = Suppressor({})
+        self._decider = Decider()
 
     def renew(self) -> None:
         """Hold nothing: for a forked child."""
-        self._folder = self._new_folder()
+        self._begin_anew()
         self._recorder.renew()
 
     def begin(self) -> None:
@@ -83,7 +95,9 @@ class Outcomes:
     ) -> None:
         """A row was judged; ``activation`` is the row's, with its token's text."""
         self._health.count("tokens.judged", request_id=activation.request.request_id)
+        findings = (*findings, *self._aggregated(row.turn, activation, findings))
         self._requests.found(row.turn, findings)
+        self._decide(findings)
         self._fold(activation, decoding, transcript, findings)
         self._kept(row, self._recorder.judged(activation, decoding, findings))
 
@@ -104,12 +118,51 @@ class Outcomes:
                 fve=decoding.fve,
                 cosine=decoding.cosine,
             )
-            self._emit(self._folder.add(finding, evidence, activation.request))
+            self._send(self._folder.add(finding, evidence, activation.request))
+
+    def _aggregated(
+        self, turn: Turn, activation: Activation | None, findings: Sequence[Finding]
+    ) -> tuple[Finding, ...]:
+        """What aggregation rules say now; at the end of the turn without an activation."""
+        found: tuple[Finding, ...] = ()
+        done = False
+        with self._health.guard("aggregation"):
+            if activation is None:
+                found = self._correlator.ended(turn.request)
+            else:
+                found = self._correlator.add(self._correlator.sample(activation, findings))
+            done = True
+        if not done:
+            self._requests.lost(turn, NOT_AGGREGATED)
+        return found
+
+    def _decide(self, findings: Sequence[Finding]) -> None:
+        """Count and tell what the rules' actions ask for."""
+        with self._health.guard("actions"):
+            for decision in self._decider.decide(self._rules(), findings):
+                mode = "" if decision.enforced else ".shadow"
+                self._health.count(f"actions.{decision.kind}{mode}")
+                if self._on_decision is not None:
+                    self._on_decision(decision)
+
+    def _send(self, alerts: Sequence[Alert]) -> None:
+        """Emit what suppression lets through; all of it where suppression fails."""
+        passed = alerts
+        if alerts:
+            with self._health.guard("suppression"):
+                self._suppressor.use(self._rules().suppressions())
+                passed = self._suppressor.let_through(alerts)
+                self._health.count("alerts.held_back", len(alerts) - len(passed))
+        self._emit(passed)
 
     def ended(self, turn: Turn) -> None:
         """Every row of a turn came to something."""
         try:
-            self._emit(self._folder.finish(turn.request.request_id))
+            closing = self._aggregated(turn, None, ())
+            self._requests.found(turn, closing)
+            if not self._recorder.findings(closing):
+                self._requests.lost(turn, NOT_RECORDED)
+            self._send(self._folder.finish(turn.request.request_id))
             if not self._recorder.request(turn, self._requests.weighed(turn)):
                 self._requests.lost(turn, NOT_RECORDED)
         finally:
@@ -117,7 +170,10 @@ class Outcomes:
 
     def over(self, why: str) -> None:
         """Nothing comes any more: tell what is known of every request under way."""
-        self._emit(self._folder.finish_all())
+        self._send(self._folder.finish_all())
+        untold = sum(self._suppressor.pending().values())
+        if untold:
+            self._health.count("alerts.findings_held_back_untold", untold)
         self._requests.end(why)
 
     def idle(self) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.decode import Decoder
+from nae_monitor.detect import RuleSet
 from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.decoding import DecodeStage
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Emitter, Outcomes
-from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer
+from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer, OnDecision
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.serving import Listener, ServingSide
@@ -46,9 +47,11 @@ class Pipeline:
         screen: chooses rows, in the serving thread.
         decoder: called from the background thread only.
         judge: as the decoder.
+        rules: the rule set in force, for aggregation and suppression; none without it.
         sinks: take alerts; they stay the caller's to close, after :meth:`close`.
         open_recorder: opens a recording, once a process; the pipeline closes it.
         observer: sees every judged row.
+        on_decision: is told what rules' actions ask for.
         clock: seconds, monotonic; for expiry and retries.
 
     Raises:
@@ -67,6 +70,8 @@ class Pipeline:
         open_recorder: Callable[[], RecordingWriter] | None = None,
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
+        rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
+        on_decision: OnDecision | None = None,
     ) -> None:
         emit = Emitter(sinks, health, clock)
         self._health = health
@@ -88,6 +93,8 @@ class Pipeline:
             emit,
             nla_id=decoder.nla_id,
             sequence=_SEQUENCE,
+            rules=rules,
+            on_decision=on_decision,
         )
         self._worker = Worker(
             health,

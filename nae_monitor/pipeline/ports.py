@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from nae_monitor.detect import Decision
 from nae_monitor.records import Activation, Alert, Decoding, Finding, Transcript
 
 Clock = Callable[[], float]  # seconds, monotonic
 
 Observer = Callable[[Activation, Decoding, Sequence[Finding]], None]
 """Sees every judged row, on the background thread, which waits for it."""
+
+
+OnDecision = Callable[[Decision], None]
+"""Is told what rules' actions ask for, on the background thread, which waits for it."""
 
 
 class Judging(Protocol):

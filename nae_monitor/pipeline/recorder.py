@@ -61,10 +61,13 @@ class Recorder:
     ) -> bool:
         """Keep a judged row and what was found in it."""
         taken = self._write("activations", 1, lambda w: w.write_activation(activation, decoding))
-        if findings:
-            amount = len(findings)
-            taken = self._write("findings", amount, lambda w: w.write_findings(findings)) and taken
-        return taken
+        return self.findings(findings) and taken
+
+    def findings(self, findings: Sequence[Finding]) -> bool:
+        """Keep findings."""
+        if not findings:
+            return True
+        return self._write("findings", len(findings), lambda w: w.write_findings(findings))
 
     def request(self, turn: Turn, verdict: Verdict) -> bool:
         """Keep a finished turn."""

@@ -34,6 +34,8 @@ def withheld(finding: Finding, content: ContentFilter) -> Finding:
 
 def finding_to_json(finding: Finding) -> dict[str, Any]:
     """Plain JSON values; the inverse of :func:`finding_from_json`."""
+    # Left out where empty, so that recordings of rules without routes keep their bytes.
+    routes = {"routes": list(finding.routes)} if finding.routes else {}
     return {
         "request_id": finding.request_id,
         "position": finding.position,
@@ -48,6 +50,7 @@ def finding_to_json(finding: Finding) -> dict[str, Any]:
         "fve": finding.fve,
         "tags": list(finding.tags),
         "risk_score": finding.risk_score,
+        **routes,
     }
 
 
@@ -72,6 +75,7 @@ def finding_from_json(value: Any, where: str) -> Finding:
             fve=_number(value["fve"]),
             tags=tuple(map(str, _typed(value, "tags", list))),
             risk_score=None if value["risk_score"] is None else _typed(value, "risk_score", int),
+            routes=tuple(map(str, value.get("routes", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecordingError(f"{where}: not a finding ({type(error).__name__}: {error})") from error

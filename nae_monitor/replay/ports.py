@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
+from nae_monitor.detect import Sample
 from nae_monitor.recording import RequestRecord
-from nae_monitor.records import Activation, Decoding, Finding, Transcript, VerdictState
+from nae_monitor.records import Activation, Decoding, Finding, Request, Transcript, VerdictState
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -46,3 +47,20 @@ class Judge(Protocol):
         self, activation: Activation, decoding: Decoding, transcript: Transcript
     ) -> tuple[Finding, ...]:
         """The findings on one decoding; called in the order of (request id, position)."""
+
+
+class Correlate(Protocol):
+    """The aggregation rules; see :class:`nae_monitor.detect.Correlator`."""
+
+    @property
+    def across_requests(self) -> bool:
+        """Whether samples of several requests bear on one answer."""
+
+    def sample(self, activation: Activation, findings: Sequence[Finding]) -> Sample:
+        """A judged row as aggregation sees it."""
+
+    def add(self, sample: Sample) -> tuple[Finding, ...]:
+        """The findings a sample leads to; called in the order of capture."""
+
+    def ended(self, request: Request) -> tuple[Finding, ...]:
+        """The findings at the end of a turn; called behind its last sample."""

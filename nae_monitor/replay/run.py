@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nae_monitor.detect import Sample
 from nae_monitor.health import Health
 from nae_monitor.recording import (
     RecordingWriter,
@@ -20,10 +21,11 @@ from nae_monitor.recording import (
 )
 from nae_monitor.recording.privacy import Content
 from nae_monitor.records import Decoding, Finding, FindingState, Transcript, VerdictState
+from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
 from nae_monitor.replay.plan import common_content, common_dtype, refuse_mismatch, run_manifest
-from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
+from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
 
 PIECE_BYTES = 128 * 1024 * 1024
 
@@ -58,6 +60,7 @@ def replay(
     content: Content | None = None,
     hmac_key: bytes | None = None,
     piece_bytes: int = PIECE_BYTES,
+    correlate: Correlate | None = None,
 ) -> ReplayRun:
     """Judge recorded activations again, and write the outcome as a new recording.
 
@@ -80,6 +83,8 @@ def replay(
         content: None: that of the recordings, the strictest where they differ.
         hmac_key: needed to write content "hash".
         piece_bytes: how much of the recordings may be in memory at a time.
+        correlate: the aggregation rules. Where one of them groups several requests, findings and
+            request records stay in memory until the last row is judged.
 
     Raises:
         RecordingError: a recording that is damaged, or of another model, layer or width.
@@ -99,7 +104,7 @@ def replay(
     )
     health = health or Health()
     rows = RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health)
-    work = _Replay(rows, judge, health, writer, conclude or cautious_verdict)
+    work = _Replay(rows, judge, health, writer, conclude or cautious_verdict, correlate)
     with writer:
         done = 0
         for piece in index.pieces(piece_bytes):
@@ -138,6 +143,7 @@ class _OfRequest:
     judged: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     undone: Counter[str] = field(default_factory=Counter)  # live drops that were judged now
+    samples: list[Sample] = field(default_factory=list)  # what aggregation rules look at
 
 
 @dataclass(slots=True)
@@ -149,6 +155,8 @@ class _Replay:
     health: Health
     writer: RecordingWriter
     conclude: Conclude
+    correlate: Correlate | None
+    _waiting: list[dict[int, _OfRequest]] = field(default_factory=list)
     _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
     _current_id: str | None = None
     _concluded: set[tuple[int, str, int]] = field(default_factory=set)
@@ -186,6 +194,8 @@ class _Replay:
         else:
             request.judged += 1
             request.findings.extend(findings)
+            if self.correlate is not None:
+                request.samples.append(self.correlate.sample(recorded.activation, findings))
             self.health.count("tokens.judged", request_id=request_id)
         if recorded.dropped_reason is not None:
             request.undone[recorded.dropped_reason] += 1
@@ -203,14 +213,30 @@ class _Replay:
         return findings
 
     def _conclude_current(self) -> None:
-        findings = [f for request in self._current.values() for f in request.findings]
-        self.writer.write_findings(sorted(findings, key=finding_sort_key))
-        self._counts["findings"] += len(findings)
-        for number, request in self._current.items():
-            for started_unix_ns, record in sorted(request.records.items()):
-                self._concluded.add((number, record.request.request_id, started_unix_ns))
-                self._write_request(record, request)
-        self._current.clear()
+        if self._current:
+            self._waiting.append(self._current)
+            self._current = {}
+        if self.correlate is None or not self.correlate.across_requests:
+            self._conclude_waiting()
+
+    def _conclude_waiting(self) -> None:
+        requests = [one for same_id in self._waiting for one in same_id.values()]
+        if self.correlate is not None:
+            more = correlated(self.correlate, [(one.samples, one.records) for one in requests])
+            for request, findings in zip(requests, more, strict=True):
+                request.findings.extend(findings)
+        for same_id in self._waiting:
+            self._write_findings(f for request in same_id.values() for f in request.findings)
+            for number, request in same_id.items():
+                for started_unix_ns, record in sorted(request.records.items()):
+                    self._concluded.add((number, record.request.request_id, started_unix_ns))
+                    self._write_request(record, request)
+        self._waiting.clear()
+
+    def _write_findings(self, findings: Iterable[Finding]) -> None:
+        ordered = sorted(findings, key=finding_sort_key)
+        self.writer.write_findings(ordered)
+        self._counts["findings"] += len(ordered)
 
     def _write_request(self, record: RequestRecord, request: _OfRequest) -> None:
         state, reasons = self.conclude(
@@ -230,11 +256,16 @@ class _Replay:
     def finish(self, requests: Iterator[tuple[int, RequestRecord]]) -> None:
         """Conclude the last request, and those of which no row was recorded."""
         self._conclude_current()
+        self._conclude_waiting()
         for number, record in requests:
             of_request = record.request
             turn = number, of_request.request_id, of_request.started_unix_ns
             if turn not in self._concluded:
-                self._write_request(record, _OfRequest())
+                rest = _OfRequest()
+                if self.correlate is not None:
+                    rest.findings.extend(self.correlate.ended(of_request))
+                self._write_findings(rest.findings)
+                self._write_request(record, rest)
 
     def outcome(self) -> ReplayRun:
         """The counts so far."""

@@ -1,0 +1,155 @@
+"""Rules that may change while a monitor runs: watched, validated, exchanged whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nae_monitor.detect.engine import Judge
+from nae_monitor.detect.packs import BUILTIN, SUFFIXES, RuleSet, builtin_rules_directory, load_rules
+from nae_monitor.detect.semantic import Encoder
+from nae_monitor.errors import ConfigurationError
+from nae_monitor.health import Health
+from nae_monitor.records import Activation, Decoding, Finding, Transcript
+from nae_monitor.strict_yaml import MAX_FILE_BYTES
+
+log = logging.getLogger("nae_monitor")
+
+POLL_S = 2.0
+MAX_WATCHED_FILES = 10_000
+
+
+class LiveRules:
+    """The rule set in force, with its judge; looks for changes and exchanges both at once.
+
+    A judgement under way ends under the rules it began with. Files that do not load change
+    nothing: the last good set stays, ``rules.reload_failed`` is counted, and the log names the
+    number of problems and never what a rule or a text says. ``problems`` holds them.
+
+    Args:
+        paths: as for :func:`~nae_monitor.detect.packs.load_rules`.
+        encoder: for semantic selections.
+        health: counts ``rules.reloaded`` and ``rules.reload_failed``.
+        accept: looks at a new set before it is taken; raises ConfigurationError to refuse it.
+
+    Raises:
+        RuleError: the rules do not load at the start.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        encoder: Encoder | None = None,
+        health: Health | None = None,
+        *,
+        accept: Callable[[RuleSet], None] = lambda rules: None,
+    ) -> None:
+        self._paths = tuple(paths)
+        self._encoder = encoder
+        self._health = health or Health()
+        self._accept = accept
+        self._seen = snapshot(self._paths)
+        self._judge = self._load()
+        self._polling = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.problems: str = ""  # of the last reload; empty where it went well
+        self.loaded_unix_ns = time.time_ns()
+
+    @property
+    def rules(self) -> RuleSet:
+        """The set in force."""
+        return self._judge.rule_set
+
+    def judge(
+        self, activation: Activation, decoding: Decoding, transcript: Transcript
+    ) -> tuple[Finding, ...]:
+        """As :meth:`Judge.judge`, by the set in force now."""
+        return self._judge.judge(activation, decoding, transcript)
+
+    def poll(self) -> bool:
+        """Look for changes once, and take them if they load. True if the set was exchanged.
+
+        Files that change while they are read are read again at the next poll.
+        """
+        with self._polling:
+            now = snapshot(self._paths)
+            if now == self._seen:
+                return False
+            before = self.rules.fingerprint
+            taken = False
+            with self._health.guard("rules.reload"):
+                taken = self._take()
+            if snapshot(self._paths) == now:
+                self._seen = now
+            return taken and self.rules.fingerprint != before
+
+    def _take(self) -> bool:
+        try:
+            judge = self._load()
+        except ConfigurationError as error:
+            self.problems = str(error)
+            amount = len(error.problems) or 1
+            self._health.count("rules.reload_failed")
+            log.error("the rules changed and have %d problems; the last good set stays", amount)
+            return False
+        self._judge, self.problems, self.loaded_unix_ns = judge, "", time.time_ns()
+        self._health.count("rules.reloaded")
+        fingerprint = judge.rule_set.fingerprint[:16]
+        log.warning("the rules changed: %d in force, %s", len(judge.rule_set), fingerprint)
+        return True
+
+    def _load(self) -> Judge:
+        rules = load_rules(self._paths)
+        self._accept(rules)
+        return Judge(rules, self._encoder, self._health)
+
+    def start(self, poll_s: float = POLL_S) -> None:
+        """Poll on a thread of its own until :meth:`stop`."""
+        if self._thread is None:
+            self._stopped.clear()
+            self._thread = threading.Thread(
+                target=self._watch, args=(poll_s,), name="nae-monitor-rules", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; one that is loading ends after that."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout=POLL_S)
+            self._thread = None
+
+    def _watch(self, poll_s: float) -> None:
+        while not self._stopped.wait(poll_s):
+            with self._health.guard("rules.watch"):
+                self.poll()
+
+
+def snapshot(paths: Sequence[str | Path]) -> str:
+    """A digest of the rule files' names and contents; what cannot be read counts as such.
+
+    Contents, because two writes within one tick of a file system's clock share their times.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        place = builtin_rules_directory() if str(path) == BUILTIN else Path(path)
+        files = [place]
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES)
+        for file in files[:MAX_WATCHED_FILES]:
+            digest.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(_content(file))
+    return digest.hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.sha256(opened.read(MAX_FILE_BYTES + 1)).digest()
+    except OSError:
+        return b"unreadable"
