@@ -1,0 +1,1 @@
+"""The rule engine's matching beside the plain loop over every pattern."""
