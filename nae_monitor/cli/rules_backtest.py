@@ -120,13 +120,15 @@ def _print(found: Backtest) -> None:
     from rich.table import Table
 
     console = output()
-    table = Table("rule", "phase", box=None, pad_edge=False)
-    for heading in ("judged", "hits", "per 1k (95 %)", "requests per 1k", "undecided"):
+    table = Table("rule", "what", box=None, pad_edge=False)
+    for heading in ("judged", "hits", "per 1k (95 %)", "undecided"):
         table.add_column(heading, justify="right")
     for tally in found.tallies.values():
-        rows = [("all", tally.rate)]
+        rows = [("samples", tally.rate)]
         if len(tally.judged) > 1:
             rows += list(tally.phase_rates().items())
+        if len(tally.requests) < tally.rate.trials:
+            rows.append(("requests", tally.request_rate))
         for number, (phase, rate) in enumerate(rows):
             first = number == 0
             table.add_row(
@@ -135,7 +137,6 @@ def _print(found: Backtest) -> None:
                 str(rate.trials),
                 str(rate.hits),
                 _shown(rate),
-                _shown(tally.request_rate) if first else "",
                 str(tally.undecided) if first else "",
             )
     console.print(table)

@@ -113,6 +113,8 @@ def test_backtest_of_a_recording_counts_its_requests(cli: Cli, rule: Path, recor
     (tally,) = found["rules"]
     assert tally["requests"]["of"] == 2
     assert tally["samples"]["of"] == found["samples"] > 2
+    shown = cli("rules", "backtest", rule, "--corpus", recording).out
+    assert any(line.split()[:2] == ["requests", "2"] for line in shown.splitlines())
 
 
 def test_bad_corpora_exit_with_three_and_none_with_two(

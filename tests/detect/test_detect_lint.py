@@ -151,6 +151,12 @@ def test_every_code_says_what_it_is() -> None:
     assert len(benign_texts()) > 300
 
 
+def test_a_part_that_does_not_suffice_alone_may_match_ordinary_texts(tmp_path: Path) -> None:
+    common = "{regex: ['asks']}\n  b: {keywords: {any: [conceal]}}"
+    assert codes(tmp_path, rule(common, "a and b")) == []
+    assert codes(tmp_path, rule(common, "a or b")) == ["NM205"]
+
+
 def test_a_broken_file_does_not_hide_what_others_deserve(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     assert codes(tmp_path, BAD_AND_GOOD["NM205"][0]) == ["NM100", "NM205"]

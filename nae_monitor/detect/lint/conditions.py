@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from nae_monitor.detect.conditions import Expression, evaluate, names_in
 from nae_monitor.detect.lint.diagnostics import Diagnostic, diagnose
 from nae_monitor.detect.lint.subject import LintSubject
+from nae_monitor.detect.schema import Rule
 
 MAX_TABLE_NAMES = 12  # 4,096 rows; conditions over more selections are not checked
 
@@ -55,21 +56,22 @@ def check_stop(subject: LintSubject) -> Iterator[Diagnostic]:
     for index, action in enumerate(actions):
         if not isinstance(action, dict) or "stop_generation" not in action:
             continue
-        alone = _sufficient_alone(subject)
+        alone = [
+            name
+            for name in (sufficient_alone(subject.rule) if subject.rule else ())
+            if "activation" not in (subject.get("detection", name) or {})
+        ]
         if alone:
-            message = f"{alone!r} alone stops a generation"
+            message = f"{alone[0]!r} alone stops a generation"
             mend = "ask for two signs: `2 of name_*`, or a text and an activation"
             yield diagnose("NM502", subject.mark("actions", index), message, mend)
 
 
-def _sufficient_alone(subject: LintSubject) -> str:
-    """A text selection that makes the condition true with every other one false."""
-    if subject.rule is None:
-        return ""
-    condition = subject.rule.condition
-    names = sorted(set(names_in(condition)))
-    for name in names:
-        is_text = "activation" not in (subject.get("detection", name) or {})
-        if is_text and evaluate(condition, {other: other == name for other in names}):
-            return name
-    return ""
+def sufficient_alone(rule: Rule) -> list[str]:
+    """The selections that make the condition true with every other one false."""
+    names = sorted(set(names_in(rule.condition)))
+    return [
+        name
+        for name in names
+        if evaluate(rule.condition, {other: other == name for other in names})
+    ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nae_monitor.detect.conditions import supporting_names
 from nae_monitor.detect.engine import semantic_answerer
+from nae_monitor.detect.lint.conditions import sufficient_alone
 from nae_monitor.detect.lint.diagnostics import Diagnostic, diagnose
 from nae_monitor.detect.lint.subject import LintSubject, benign_texts
 from nae_monitor.detect.schema import Selection
@@ -54,13 +54,13 @@ def check_fuzzy(subject: LintSubject) -> Iterator[Diagnostic]:
 
 
 def check_benign(subject: LintSubject) -> Iterator[Diagnostic]:
-    """NM205: selections that speak for the rule and match much of what is ordinary."""
+    """NM205: selections that suffice for a match and match much of what is ordinary."""
     rule = subject.rule
     if rule is None:
         return
     speaking = [
         rule.selections[name]
-        for name in sorted(supporting_names(rule.condition))
+        for name in sufficient_alone(rule)
         if rule.selections[name].field.startswith("explanation")
         and rule.selections[name].quotes != "only"
         and not isinstance(rule.selections[name].matcher, SemanticMatcher)
