@@ -30,7 +30,7 @@ TIMED_TEXTS = {1: 60, 10: 40}
 WARM_UP_TEXTS = 12
 RECALL, RECALL_SCORE = Bound(0.999), 85.0
 NOTES = (
-    "processor time of one thread, the ways in turn on each text; every hit is located",
+    "processor time of one thread, the ways in turn on ten texts; every hit is located",
     "plain loop: re.search a literal and a pattern, rapidfuzz partial_ratio a phrase",
     "agreement and recall are of planted texts and have no interval",
 )
