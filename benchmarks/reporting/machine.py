@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from nae_monitor.train.lora import has_fast_bfloat16
+from nae_monitor.train.machine import matmul_peak
 
-CPU_SIZE, CUDA_SIZE = 1536, 8192  # of the square matrices whose product is timed
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -60,7 +60,7 @@ class Machine:
 def describe(device: str = "cpu", seconds: float = 1.0) -> Machine:
     """Describe this machine and measure the peak of ``device``, ``seconds`` for each dtype."""
     started_s, taken = time.perf_counter(), _core_seconds()
-    peaks = {dtype_name(dtype): matrix_peak(dtype, device, seconds) / 1e9 for dtype in DTYPES}
+    peaks = {dtype_name(dtype): matmul_peak(device, dtype, seconds) / 1e9 for dtype in DTYPES}
     elapsed_s, taken_after = time.perf_counter() - started_s, _core_seconds()
     return Machine(
         cpu=_cpu_name(),
@@ -85,30 +85,6 @@ def describe(device: str = "cpu", seconds: float = 1.0) -> Machine:
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` and the like."""
     return str(dtype).removeprefix("torch.")
-
-
-def matrix_peak(dtype: torch.dtype, device: str, seconds: float) -> float:
-    """The fastest of the square products that fit into ``seconds``, in FLOP/s.
-
-    The fastest and not the mean: a peak is what the machine can do when it is left alone.
-    """
-    place = torch.device(device)
-    size = CUDA_SIZE if place.type == "cuda" else CPU_SIZE
-    a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
-    _timed_product(a, b)  # the first one chooses a kernel
-    fastest_s, until_s = float("inf"), time.perf_counter() + seconds
-    while True:
-        fastest_s = min(fastest_s, _timed_product(a, b))
-        if time.perf_counter() >= until_s:
-            return 2 * size**3 / fastest_s
-
-
-def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
-    started_s = time.perf_counter()
-    a @ b
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    return time.perf_counter() - started_s
 
 
 def _core_seconds() -> float | None:

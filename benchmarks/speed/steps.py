@@ -74,7 +74,7 @@ def variants(half: Half, work: Work, dtype: torch.dtype) -> tuple[Variant, Varia
         InputDataError: examples of ``work.tokens`` have no room behind the prompt.
     """
     target = load_target(work.target, dtype=dtype, device=work.device)
-    # On a GPU the trainer keeps the fused kernel; see nae_monitor.train.run.
+    # On a GPU the trainer keeps the fused kernel; see nae_monitor.train.halves.
     own = "eager" if work.device == "cpu" else PLAIN_ATTENTION
     model = lora.add_adapters(target.model, work.lora, seed=work.seed)
     build = _av_steps if half == "AV" else _ar_steps

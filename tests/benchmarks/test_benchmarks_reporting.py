@@ -14,7 +14,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from reporting.claims import Bound, Claim, Report, verdict
-from reporting.machine import Machine, describe, matrix_peak
+from reporting.machine import Machine, describe
 from reporting.script import clear_errors, finish
 
 from nae_monitor.errors import InputDataError
@@ -151,16 +151,6 @@ def test_the_machine_is_described_with_a_peak_for_each_dtype() -> None:
     assert found.busy_elsewhere_cores is None or found.busy_elsewhere_cores >= 0
     assert found.cpu in found.line
     strict(json.dumps(found.plain(), allow_nan=False))
-
-
-def test_the_peak_is_the_work_of_a_product_over_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from reporting import machine as module
-
-    monkeypatch.setattr(module, "CPU_SIZE", 64)
-    monkeypatch.setattr(module, "_timed_product", lambda a, b: 2.0 * len(a) ** 3 / 5e9)
-    assert matrix_peak(torch.float32, "cpu", 0.0) == pytest.approx(5e9)
 
 
 def test_make_bench_runs_every_script_and_fails_when_one_does(tmp_path: Path) -> None:
