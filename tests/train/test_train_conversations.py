@@ -78,6 +78,8 @@ FAMILIES = {
         opening="[INST] ",
     ),
 }
+
+
 def cases() -> list[Any]:
     """Every family with and without its system prompt and a BOS of the tokenizer's own."""
     found = []
