@@ -187,7 +187,7 @@ def test_an_unexpected_failure_shows_no_message_and_no_traceback(
     def explode(*_: Any) -> None:
         raise RuntimeError("the user's prompt")
 
-    monkeypatch.setattr("nae_monitor.detect.load_rules", explode)
+    monkeypatch.setattr("nae_monitor.detect.lint.lint", explode)
     done = cli("rules", "lint", rule)
     assert_clear(done, 1, "unexpected RuntimeError", "--debug")
     assert "prompt" not in done.err
