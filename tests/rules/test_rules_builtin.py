@@ -217,8 +217,7 @@ def test_written_phrases_of_ordinary_kinds_hardly_ever_fire(
     themes = [theme for kind in ORDINARY for theme in some_themes(kind)]
     assert len(themes) == len(ORDINARY) * PHRASES_EACH
     found = [t.phrase for t in themes if fired(rules, semantic, explanation(t.text))]
-    # Of 1,738 such phrases that no rule was tuned on, 11 fired one; a small sample scatters.
-    assert len(found) <= len(themes) * 0.05, found
+    assert len(found) <= 1, found
 
 
 def some_themes(kind: str) -> list[Theme]:
