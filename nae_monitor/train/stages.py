@@ -134,11 +134,10 @@ def train_ar(
             predicted = ar.reconstruct(trunk, tokenizer, gold)
             own = ar.reconstruct(trunk, tokenizer, [text for _, text in read_validation])
         trunk.train()
-        found = gold_fidelity(content.vectors, predicted, mean.cpu())
+        found = fidelity("gold", content.vectors, predicted, mean.cpu())
         if read_validation:
             vectors = validation.vectors[[row for row, _ in read_validation]]
-            trip = gold_fidelity(vectors, own, mean.cpu())
-            found |= {k.replace("gold", "round_trip"): v for k, v in trip.items()}
+            found |= fidelity("round_trip", vectors, own, mean.cpu())
         return found
 
     trunk.train()
@@ -146,11 +145,11 @@ def train_ar(
     return trunk
 
 
-def gold_fidelity(
-    vectors: torch.Tensor, predicted: torch.Tensor, mean: torch.Tensor
+def fidelity(
+    name: str, vectors: torch.Tensor, predicted: torch.Tensor, mean: torch.Tensor
 ) -> dict[str, float]:
-    """FVE and mean cosine of reconstructions [n, d] of target texts; ``mean`` is m [d]."""
+    """FVE and mean cosine of reconstructions [n, d] of the texts ``name``; ``mean`` is m [d]."""
     unit, guess = normalize(vectors, dim=-1), normalize(predicted, dim=-1)
     variance = (unit - mean).square().sum(-1).mean()
     fve = 1 - (unit - guess).square().sum(-1).mean() / variance
-    return {"fve_gold": float(fve), "cosine_gold": float((unit * guess).sum(-1).mean())}
+    return {f"fve_{name}": float(fve), f"cosine_{name}": float((unit * guess).sum(-1).mean())}

@@ -147,15 +147,15 @@ def test_the_loss_is_zero_only_for_the_right_direction() -> None:
     assert right < swapped
 
 
-def test_gold_fidelity_is_one_for_the_vectors_and_zero_for_the_mean() -> None:
+def test_fidelity_is_one_for_the_vectors_and_zero_for_the_mean() -> None:
     vectors = torch.randn(50, tiny_trainer.D) + 1
     mean = stages.unit_mean(vectors)
-    perfect = stages.gold_fidelity(vectors, 4 * vectors, mean)
+    perfect = stages.fidelity("gold", vectors, 4 * vectors, mean)
     assert perfect == {
         "fve_gold": pytest.approx(1, abs=1e-5),
         "cosine_gold": pytest.approx(1, abs=1e-5),
     }
-    constant = stages.gold_fidelity(vectors, mean.expand_as(vectors), mean)
+    constant = stages.fidelity("gold", vectors, mean.expand_as(vectors), mean)
     assert constant["fve_gold"] < 0  # a direction is longer than the mean of directions
 
 
@@ -175,7 +175,7 @@ def contexts(tokenizer: Any, count: int) -> tuple[list[str], list[list[int]]]:
 
 def fidelity(trunk: ar.Trunk, tokenizer: Any, texts: list[str], vectors: torch.Tensor) -> float:
     rebuilt = ar.reconstruct(trunk, tokenizer, texts)
-    return stages.gold_fidelity(vectors, rebuilt, stages.unit_mean(vectors))["fve_gold"]
+    return stages.fidelity("gold", vectors, rebuilt, stages.unit_mean(vectors))["fve_gold"]
 
 
 @pytest.mark.parametrize("layer", [1, tiny_trainer.K, tiny_trainer.LAYERS - 1])
