@@ -21,7 +21,7 @@ from nae_monitor.train.targets import Target
 
 OPEN, CLOSE = "<explanation>", "</explanation>"
 MARKER = "█"
-TOKEN_WEIGHT, KIND_WEIGHT, WORDS_WEIGHT = 4.0, 4.0, 2.0  # against 1 for everything else
+TOKEN_WEIGHT, NEXT_WEIGHT, KIND_WEIGHT, WORDS_WEIGHT = 4.0, 2.0, 4.0, 2.0  # against 1 elsewhere
 AV_TEMPLATE = "Explain <v>{injection_char}</v>"
 AV_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
@@ -111,16 +111,19 @@ def encode_targets(tokenizer: Any, targets: Sequence[Target]) -> AvExamples:
 def _spans(target: Target) -> list[tuple[int, float]]:
     """(end of a stretch of the explanation, its tokens' weight), in order.
 
-    The token and the kind decide whether a reader is led to the right place at all.
+    The token and the kind decide whether a reader is led to the right place at all. The token
+    stands a second time at the very end, where the reconstructor reads.
     """
     theme = target.head.rindex("; " + target.theme)
     kind = theme + 2 + len(target.theme.split(":")[0])
+    again = len(target.text) - len(target.last_token.strip())
     return [
         (len(target.last_token) + len('at ""'), TOKEN_WEIGHT),
-        (theme, 1.0),
+        (theme, NEXT_WEIGHT),
         (kind, KIND_WEIGHT),
         (len(target.head), 1.0),
-        (len(target.text), WORDS_WEIGHT),
+        (max(again, len(target.head)), WORDS_WEIGHT),
+        (len(target.text), TOKEN_WEIGHT),
     ]
 
 

@@ -28,9 +28,10 @@ from nae_monitor.train.conversations import (
 )
 from nae_monitor.train.corpus import TrainingDocument
 from nae_monitor.train.files import make_directory
-from nae_monitor.train.shards import write_shard
+from nae_monitor.train.shards import Measured, write_shard
 
 NEXT_TOKENS = 6  # greedy continuation kept
+TOP_TOKENS = 5  # likeliest next tokens kept
 IDENTITY = "collection.json"
 
 
@@ -40,8 +41,8 @@ def measure(
     conversations: Sequence[Conversation],
     positions: Sequence[Sequence[int]],
     options: CollectOptions,
-) -> tuple[list[torch.Tensor], list[list[list[int]]]]:
-    """Vectors [p, d] float32 and greedy continuations [p][NEXT_TOKENS] of each conversation.
+) -> list[Measured]:
+    """Run the target over the conversations, once for each batch.
 
     Args:
         model: a causal LM in float32 whose every layer attends to the whole prefix.
@@ -55,11 +56,13 @@ def measure(
     with _precision(options, device):
         out = model.model(input_ids=ids, use_cache=True, output_hidden_states=True)
         vectors = out.hidden_states[options.layer][rows, at].float().cpu()
-        following = _grow(model, out, at, rows)
-    return (
-        [vectors[i, : len(p)] for i, p in enumerate(positions)],
-        [following[i][: len(p)] for i, p in enumerate(positions)],
-    )
+        logits = model.lm_head(out.last_hidden_state[rows, at])
+        top = logits.topk(min(TOP_TOKENS, logits.shape[-1]), dim=-1).indices.cpu().tolist()
+        following = _grow(model, out, at, logits.argmax(-1))
+    return [
+        Measured(vectors[i, : len(p)], following[i][: len(p)], top[i][: len(p)])
+        for i, p in enumerate(positions)
+    ]
 
 
 def _batch(
@@ -76,11 +79,13 @@ def _batch(
     return ids, at
 
 
-def _grow(model: Any, out: Any, at: torch.Tensor, rows: torch.Tensor) -> list[list[list[int]]]:
-    """Greedy continuations of every position [b][p][NEXT_TOKENS] behind the prompt's cache."""
+def _grow(model: Any, out: Any, at: torch.Tensor, token: torch.Tensor) -> list[list[list[int]]]:
+    """Greedy continuations of every position [b][p][NEXT_TOKENS] behind the prompt's cache.
+
+    ``token`` [b, p] is the first of each.
+    """
     width = out.last_hidden_state.shape[1]
     cache = out.past_key_values
-    token = model.lm_head(out.last_hidden_state[rows, at]).argmax(-1)
     tokens = [token]
     for step in range(1, NEXT_TOKENS):
         step_out = model.model(
@@ -168,6 +173,6 @@ def collect(
             rng = np.random.default_rng([seed, number])
             talks = reply(reply_model or model, tokenizer, batches[number], options)
             positions = [choose_positions(c, special, opening, options, rng) for c in talks]
-            vectors, following = measure(model, talks, positions, options)
-            write_shard(path, talks, positions, vectors, following, special, d_model)
+            measured = measure(model, talks, positions, options)
+            write_shard(path, talks, positions, measured, special, d_model)
         yield done + 1, len(order)

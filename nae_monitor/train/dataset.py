@@ -97,7 +97,7 @@ def _examples(vectors: torch.Tensor, rows: Sequence[Mapping[str, Any]], tokenize
                 theme=theme_of(row["digest"], row["kind"]),
                 user_tokens=user_tokens,
                 last_ids=row["last_ids"],
-                next_ids=row["next_ids"],
+                top_ids=row["top_ids"],
                 reply_ids=row["reply_ids"],
             )
             for row, user_tokens in zip(rows, into_message, strict=True)

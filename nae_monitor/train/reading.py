@@ -21,7 +21,7 @@ from nae_monitor.train import av
 from nae_monitor.train.dataset import Examples
 from nae_monitor.train.files import write_errors
 
-CPU_BATCH, GPU_BATCH = 64, 512  # texts written at once
+CPU_BATCH, GPU_BATCH = 128, 512  # texts written at once
 MAX_TOKENS = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,26 @@ SCHEMA = pa.schema(
         ("token_id", pa.int64()),
         ("last_ids", _IDS),
         ("next_ids", _IDS),
+        ("top_ids", _IDS),
         ("reply_ids", _IDS),
     ]
 )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Measured:
+    """What the target held and expected at the chosen positions of one conversation."""
+
+    vectors: torch.Tensor  # [p, d] float32
+    next_ids: list[list[int]]  # [p][n], its greedy continuation
+    top_ids: list[list[int]]  # [p][k], the likeliest next tokens, likeliest first
 
 
 def write_shard(
     path: Path,
     conversations: Sequence[Conversation],
     positions: Sequence[Sequence[int]],
-    vectors: Sequence[torch.Tensor],
-    following: Sequence[list[list[int]]],
+    measured: Sequence[Measured],
     special: frozenset[int],
     d_model: int,
 ) -> None:
@@ -61,13 +71,18 @@ def write_shard(
             "content": is_content(c.token_ids, p, special),
             "token_id": c.token_ids[p],
             "last_ids": list(c.token_ids[max(0, p - CONTEXT_TOKENS + 1) : p + 1]),
-            "next_ids": following[i][j],
+            "next_ids": measured[i].next_ids[j],
+            "top_ids": measured[i].top_ids[j],
             "reply_ids": list(c.token_ids[c.prompt_tokens : p + 1]),
         }
         for i, c in enumerate(conversations)
         for j, p in enumerate(positions[i])
     ]
-    flat = torch.cat([torch.empty(0, d_model), *vectors]).to(torch.float16).numpy()
+    flat = (
+        torch.cat([torch.empty(0, d_model), *(m.vectors for m in measured)])
+        .to(torch.float16)
+        .numpy()
+    )
     column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), d_model)
     table = pa.Table.from_pylist(rows, SCHEMA).append_column(VECTOR, column)
     with replacing(path) as temporary:

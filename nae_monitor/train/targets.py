@@ -1,10 +1,12 @@
 """The text an activation should be verbalised as.
 
-``at "token"; expects "next words"; kind: theme phrase; prompt "last words up to the token``: the
-token and the continuation come first because a residual stream tells them most plainly; written
-the other way round, one wrong early word pulls everything behind it along. The last words come
-last and their quotation is left open, so that a reconstructor which reads the text from its end
-stands where the target stood: behind the same words.
+``at "token"; expects "one|another|a third"; kind: theme phrase; prompt "last words up to the
+token``: the token and the likeliest next ones come first because a residual stream tells them most
+plainly; written the other way round, one wrong early word pulls everything behind it along.
+Several alternatives for the next token say more of the vector than one continuation of several
+tokens does, whose later ones the vector hardly knows. The last words come last and their
+quotation is left open, so that a reconstructor which reads the text from its end stands where the
+target stood: behind the same words.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import Any
 
 from nae_monitor.train.themes import OPENING, UNCLEAR, Theme
 
-LAST_TOKENS = 6
-NEXT_TOKENS = 3
+LAST_TOKENS = 5
+EXPECTED_TOKENS = 3  # alternatives for the next one
+BETWEEN = "|"  # of them
 CLEAR_TOKENS = 5  # of the user's message: before so many, nobody can tell what it is about
 OTHER_SPECIAL = "[special]"
 _WORDS = {"<|im_start|>": "[start]", "<|im_end|>": "[end]", "<|endoftext|>": "[end]"}
@@ -44,7 +47,7 @@ class Target:
     theme: str
     speaker: str  # whose words the last ones are, and how a reply behaves
     last: str  # the words up to the position, its own token included
-    following: str  # what the target would say next
+    following: str  # the likeliest next tokens, likeliest first
     last_token: str  # the piece at the position itself
 
     @property
@@ -99,7 +102,7 @@ def make_target(
     theme: Theme,
     user_tokens: int,
     last_ids: Sequence[int],
-    next_ids: Sequence[int],
+    top_ids: Sequence[int],
     reply_ids: Sequence[int],
 ) -> Target:
     """Build the target of one row.
@@ -111,7 +114,7 @@ def make_target(
         user_tokens: of the user's message and what follows, up to the position; not above 0 in
             the template before it.
         last_ids: the tokens up to the position.
-        next_ids: the target's own greedy continuation.
+        top_ids: what the target holds likeliest to come next, likeliest first.
         reply_ids: the reply up to the position, empty in the prompt.
     """
     clear = bool(reply_ids) or user_tokens >= CLEAR_TOKENS
@@ -120,7 +123,10 @@ def make_target(
         theme=theme.text if clear else UNCLEAR if user_tokens > 0 else OPENING,
         speaker=_speaker(tokenizer.decode(list(reply_ids))) if reply_ids else "prompt",
         last=readable(tokenizer, words, last_ids[-LAST_TOKENS:]).strip(),
-        following=readable(tokenizer, words, next_ids[:NEXT_TOKENS]),
+        following=BETWEEN.join(
+            readable(tokenizer, words, [token]).replace(BETWEEN, "/")
+            for token in top_ids[:EXPECTED_TOKENS]
+        ),
         last_token=readable(tokenizer, words, last_ids[-1:]),
     )
 

@@ -132,10 +132,11 @@ def test_the_token_the_kind_and_the_last_words_weigh_more() -> None:
     assert weighed(tokenizer, target) == [
         (av.OPEN, 1.0),
         ('at " kite"', av.TOKEN_WEIGHT),
-        ('; expects " flies"', 1.0),
+        ('; expects " flies"', av.NEXT_WEIGHT),
         ("; personal advice", av.KIND_WEIGHT),
         (': asks, how; prompt "', 1.0),
-        ("red kite", av.WORDS_WEIGHT),
+        ("red ", av.WORDS_WEIGHT),
+        ("kite", av.TOKEN_WEIGHT),
         (av.CLOSE + end, 1.0),
     ]
 
@@ -153,7 +154,7 @@ def test_next_words_that_spell_the_theme_do_not_take_its_weight() -> None:
     tokenizer = tiny_trainer.build_character_tokenizer()
     target = Target("planning", "planning", "prompt", "first", "; planning", "a")
     assert weighed(tokenizer, target)[3] == ("; planning", av.KIND_WEIGHT)
-    assert weighed(tokenizer, target)[2] == ('; expects "; planning"', 1.0)
+    assert weighed(tokenizer, target)[2] == ('; expects "; planning"', av.NEXT_WEIGHT)
 
 
 def test_spans_follow_each_other_to_the_end_of_the_text(av_tokenizer: Any) -> None:

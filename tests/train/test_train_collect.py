@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nae_monitor.errors import InputDataError
-from nae_monitor.train.collect import NEXT_TOKENS, collect, measure
+from nae_monitor.train.collect import NEXT_TOKENS, TOP_TOKENS, collect, measure
 from nae_monitor.train.conversations import (
     CollectOptions,
     choose_positions,
@@ -71,10 +71,13 @@ def ragged(seed: int) -> tuple[list[Any], list[list[int]]]:
 def test_vectors_are_the_hidden_states_of_a_plain_forward(attention: str, seed: int) -> None:
     model = tiny_trainer.build_model(300, attention=attention, seed=seed)
     talks, positions = ragged(seed)
-    vectors, _ = measure(model, talks, positions, OPTIONS)
-    for talk, at, found in zip(talks, positions, vectors, strict=True):
-        assert found.shape == (len(at), tiny_trainer.D)
-        torch.testing.assert_close(found, hidden(model, talk.token_ids)[at], rtol=1e-4, atol=1e-4)
+    for talk, at, found in zip(
+        talks, positions, measure(model, talks, positions, OPTIONS), strict=True
+    ):
+        assert found.vectors.shape == (len(at), tiny_trainer.D)
+        torch.testing.assert_close(
+            found.vectors, hidden(model, talk.token_ids)[at], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -82,21 +85,33 @@ def test_vectors_are_the_hidden_states_of_a_plain_forward(attention: str, seed: 
 def test_branched_continuations_equal_one_forward_pass_a_token(attention: str, seed: int) -> None:
     model = tiny_trainer.build_model(300, attention=attention, seed=seed)
     talks, positions = ragged(seed)
-    _, following = measure(model, talks, positions, OPTIONS)
-    assert [len(f) for f in following] == [len(p) for p in positions]
-    for talk, at, found in zip(talks, positions, following, strict=True):
-        for position, tokens in zip(at, found, strict=True):
+    measured = measure(model, talks, positions, OPTIONS)
+    assert [len(m.next_ids) for m in measured] == [len(p) for p in positions]
+    for talk, at, found in zip(talks, positions, measured, strict=True):
+        for position, tokens in zip(at, found.next_ids, strict=True):
             prefix = list(talk.token_ids[: position + 1])
             assert tokens == greedy(model, prefix, NEXT_TOKENS)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_likeliest_next_tokens_are_those_of_a_plain_forward(seed: int) -> None:
+    model = tiny_trainer.build_model(300, seed=seed)
+    talks, positions = ragged(seed)
+    measured = measure(model, talks, positions, OPTIONS)
+    for talk, at, found in zip(talks, positions, measured, strict=True):
+        assert [len(top) for top in found.top_ids] == [TOP_TOKENS] * len(at)
+        logits = model(input_ids=torch.tensor([talk.token_ids])).logits[0]
+        assert found.top_ids == logits[at].topk(TOP_TOKENS).indices.tolist()
+
+
 def test_reduced_precision_stays_close_to_full_precision(model: Any) -> None:
     talks, positions = ragged(0)
-    full, _ = measure(model, talks, positions, OPTIONS)
+    full = measure(model, talks, positions, OPTIONS)
     options = CollectOptions(layer=tiny_trainer.K, autocast=True)
-    reduced, following = measure(model, talks, positions, options)
-    assert [len(f) for f in following] == [len(p) for p in positions]
-    cosine = torch.nn.functional.cosine_similarity(torch.cat(full), torch.cat(reduced))
+    reduced = measure(model, talks, positions, options)
+    assert [len(m.next_ids) for m in reduced] == [len(p) for p in positions]
+    a, b = (torch.cat([m.vectors for m in measured]) for measured in (full, reduced))
+    cosine = torch.nn.functional.cosine_similarity(a, b)
     assert cosine.min() > 0.98
 
 
@@ -172,6 +187,7 @@ def test_rows_carry_the_tokens_around_their_position(
         assert row["position"] >= OPTIONS.min_position
         assert (row["phase"] == "completion") == bool(row["reply_ids"])
         assert len(row["next_ids"]) == NEXT_TOKENS
+        assert len(row["top_ids"]) == TOP_TOKENS
 
 
 def test_documents_that_end_too_early_give_no_row_and_no_error(
@@ -200,7 +216,7 @@ def test_a_damaged_shard_is_refused_by_name(
     run(model, tokenizer, tmp_path)
     shard = tmp_path / "shard-00002.parquet"
     if damage == "foreign":
-        pq.write_table(pq.read_table(shard).drop_columns(["next_ids"]), shard)
+        pq.write_table(pq.read_table(shard).drop_columns(["top_ids"]), shard)
     elif damage == "older":  # before kinds there were themes
         table = pq.read_table(shard)
         names = ["theme" if name == "kind" else name for name in table.column_names]

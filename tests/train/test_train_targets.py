@@ -89,7 +89,7 @@ def target_of(
         theme=theme,
         user_tokens=user_tokens,
         last_ids=last or [5],
-        next_ids=following,
+        top_ids=following,
         reply_ids=reply,
     )
 
@@ -215,8 +215,12 @@ def test_only_words_up_to_the_position_decide_on_a_refusal() -> None:
 
 def test_the_parts_come_from_the_tokens_nearest_the_position() -> None:
     target = target_of(list(encoded("abcdefgh")), list(encoded("12345")), [])
-    assert (target.last, target.following, target.last_token) == ("cdefgh", "123", "h")
-    assert target.text == 'at "h"; expects "123"; small talk; prompt "cdefgh'
+    assert (target.last, target.following, target.last_token) == ("defgh", "1|2|3", "h")
+    assert target.text == 'at "h"; expects "1|2|3"; small talk; prompt "defgh'
+
+
+def test_a_bar_among_the_expected_tokens_cannot_be_read_as_another_alternative() -> None:
+    assert target_of(encoded("a"), encoded("|b"), []).following == "/|b"
 
 
 def test_no_blank_stands_at_either_end_of_the_last_words() -> None:

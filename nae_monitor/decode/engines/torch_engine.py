@@ -109,11 +109,14 @@ class TorchEngine:
                 logits_to_keep=1,
             )
             cache.batch_repeat_interleave(len(rows))
+        embedded = torch.stack([row.prompt[shared:] for row in rows])
         output = self._model(
-            inputs_embeds=torch.stack([row.prompt[shared:] for row in rows]),
+            inputs_embeds=embedded,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # By index, which copies the last states. A slice of them makes torch copy the LM
+            # head once a row instead: 4 s for 64 rows in bfloat16.
+            logits_to_keep=torch.tensor([embedded.shape[1] - 1], device=self._device),
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
@@ -124,13 +127,14 @@ class TorchEngine:
         Adding Gumbel noise and taking the largest draws from the softmax exactly, and lets the
         near-tie rule serve both modes.
         """
-        noise = _noise(rows, logits) * sampling.temperature
-        best = (logits + noise).topk(2, dim=1)
+        noise = None if sampling.is_greedy else _noise(rows, logits) * sampling.temperature
+        best = (logits if noise is None else logits + noise).topk(2, dim=1)
         margins = best.values[:, 0] - best.values[:, 1]
         close = margins < self._near_tie * logits.abs().amax(dim=1)
         ids: list[int] = best.indices[:, 0].tolist()
         for i in close.nonzero().flatten().tolist():
-            ids[i] = int((self._score_alone(rows[i]) + noise[i]).argmax())
+            alone = self._score_alone(rows[i])
+            ids[i] = int((alone if noise is None else alone + noise[i]).argmax())
         return ids
 
     def _score_alone(self, row: _Row) -> torch.Tensor:
@@ -158,7 +162,7 @@ class TorchEngine:
 
 
 def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise from each row's own generator, like ``logits``; zeros when greedy."""
+    """Standard Gumbel noise from each row's own generator, like ``logits``."""
     noise = torch.zeros(logits.shape)
     for i, row in enumerate(rows):
         if row.noise is not None:
