@@ -7,7 +7,6 @@ Intervals are 95 %, by a bootstrap that draws whole documents.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +37,10 @@ from nae_monitor.train.dataset import Examples
 from nae_monitor.train.intervals import Clusters, Measure
 from nae_monitor.train.targets import Target
 from nae_monitor.train.theme_choice import kind_right, theme_in, unclear_said, with_theme
+from nae_monitor.train.written import parts_of
 
 FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256
-_AT = re.compile(r'at "(.*?)"; expects "', re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -258,8 +257,7 @@ def _themes(encoder: Encoder, examples: Examples, texts: Sequence[str], seed: in
 
 def last_named(targets: Sequence[Target], texts: Sequence[str]) -> np.ndarray:
     """1 where the text names exactly the token that stands at the position [n]."""
-    named = (_AT.match(text) for text in texts)
-    pairs = zip(targets, named, strict=True)
+    pairs = zip(targets, map(parts_of, texts), strict=True)
     return np.array(
-        [float(bool(m and t.last_token and m.group(1) == t.last_token)) for t, m in pairs]
+        [float(bool(p and t.last_token and p.last_token == t.last_token)) for t, p in pairs]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,20 +9,22 @@ import numpy as np
 from nae_monitor.models.encoder import Encoder
 from nae_monitor.train.targets import Target
 from nae_monitor.train.themes import KINDS, UNCLEAR
-
-_THEME = re.compile(r'; expects "[^"]*"; (.*?)(?:; (?:\w+ )?(?:prompt|reply) ".*)?$', re.DOTALL)
+from nae_monitor.train.written import parts_of
 
 
 def theme_in(text: str) -> str:
     """The theme of an explanation, without its quotations; empty where it names none."""
-    found = _THEME.search(text)
-    return found[1] if found else ""
+    found = parts_of(text)
+    return found.theme if found else ""
 
 
 def with_theme(text: str, theme: str) -> str:
     """The explanation with another theme; itself where it names none."""
-    found = _THEME.search(text)
-    return text[: found.start(1)] + theme + text[found.end(1) :] if found else text
+    found = parts_of(text)
+    if found is None or not found.theme:
+        return text
+    start = found.theme_start
+    return text[:start] + theme + text[start + len(found.theme) :]
 
 
 def chosen_kinds(encoder: Encoder, themes: Sequence[str]) -> list[str]:
