@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,48 +102,77 @@ def train_ar(
     trunk = ar.Trunk(lora.add_adapters(model, options, seed=fit_options.seed), blocks)
     device = trunk.head.weight.device
     mean = unit_mean(train.vectors[train.content]).to(device)
-    repeated = list(read) * (len(train) // len(read) if read else 0)
-    texts = [t.text for t in train.targets] + [text for _, text in repeated]
-    owners = np.array([*range(len(train)), *(row for row, _ in repeated)])
-    rows_full = ar.encode_explanations(tokenizer, texts)
+    rows = _rows_to_read(tokenizer, train, read)
     if fit_options.start is None and not (directory / STATE).exists():
-        drawn = np.random.default_rng(fit_options.seed).permutation(len(texts))[:HEAD_ROWS]
+        drawn = np.random.default_rng(fit_options.seed).permutation(len(rows.texts))[:HEAD_ROWS]
         with lora.precision(trunk.body, device, reduced):
-            chosen = [texts[i] for i in drawn]
-            ar.fit_head(trunk, tokenizer, chosen, train.vectors[owners[drawn]])
-    content = validation.select(validation.content.nonzero().flatten())
-    gold = [t.text for t in content.targets]
+            chosen = [rows.texts[i] for i in drawn]
+            ar.fit_head(trunk, tokenizer, chosen, train.vectors[rows.owners[drawn]])
 
-    def step(rows: np.ndarray, number: int) -> torch.Tensor:
+    def step(batch: np.ndarray, number: int) -> torch.Tensor:
         rng = np.random.default_rng([fit_options.seed, number])  # a resumed run draws the same
-        encoded = [rows_full[i] for i in rows]
-        short = rng.random(len(rows)) < SHORTENED_SHARE
-        replacements = ar.encode_explanations(
-            tokenizer, [ar.shortened(texts[i], rng) for i in rows[short]]
-        )
-        for place, replacement in zip(np.flatnonzero(short), replacements, strict=True):
-            encoded[place] = replacement
-        ids, mask = padded(encoded, pad=0)
+        ids, mask = padded(rows.encoded_some_short(batch, rng), pad=0)
         with lora.precision(trunk.body, device, reduced):
             predicted = trunk(ids.to(device), mask.to(device))
-        own = train.vectors[owners[rows]].to(device)
+        own = train.vectors[rows.owners[batch]].to(device)
         return ar.ar_loss(predicted, own, mean, contrast=AR_CONTRAST)
 
     def evaluate() -> dict[str, float]:
         trunk.eval()
         with lora.precision(trunk.body, device, reduced):
-            predicted = ar.reconstruct(trunk, tokenizer, gold)
-            own = ar.reconstruct(trunk, tokenizer, [text for _, text in read_validation])
+            found = _ar_fidelity(trunk, tokenizer, validation, read_validation, mean.cpu())
         trunk.train()
-        found = fidelity("gold", content.vectors, predicted, mean.cpu())
-        if read_validation:
-            vectors = validation.vectors[[row for row, _ in read_validation]]
-            found |= fidelity("round_trip", vectors, own, mean.cpu())
         return found
 
     trunk.train()
-    fit(trunk, [len(r) for r in rows_full], step, evaluate, directory, options, fit_options, report)
+    lengths = [len(ids) for ids in rows.encoded]
+    fit(trunk, lengths, step, evaluate, directory, options, fit_options, report)
     return trunk
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Rows:
+    """Texts that the reconstructor learns from, and the vectors they are of."""
+
+    tokenizer: Any
+    texts: list[str]
+    owners: np.ndarray  # [n] index of each text's vector
+    encoded: list[list[int]]
+
+    def encoded_some_short(self, batch: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
+        """Token ids of the texts at ``batch``, some of them cut short."""
+        encoded = [self.encoded[i] for i in batch]
+        short = rng.random(len(batch)) < SHORTENED_SHARE
+        replacements = ar.encode_explanations(
+            self.tokenizer, [ar.shortened(self.texts[i], rng) for i in batch[short]]
+        )
+        for place, replacement in zip(np.flatnonzero(short), replacements, strict=True):
+            encoded[place] = replacement
+        return encoded
+
+
+def _rows_to_read(tokenizer: Any, train: Examples, read: Sequence[tuple[int, str]]) -> _Rows:
+    repeated = list(read) * (len(train) // len(read) if read else 0)
+    texts = [t.text for t in train.targets] + [text for _, text in repeated]
+    owners = np.array([*range(len(train)), *(row for row, _ in repeated)])
+    return _Rows(tokenizer, texts, owners, ar.encode_explanations(tokenizer, texts))
+
+
+def _ar_fidelity(
+    trunk: ar.Trunk,
+    tokenizer: Any,
+    validation: Examples,
+    read: Sequence[tuple[int, str]],
+    mean: torch.Tensor,
+) -> dict[str, float]:
+    """Fidelity of reconstructions of the targets, and of the verbalizer's own texts."""
+    content = validation.select(validation.content.nonzero().flatten())
+    predicted = ar.reconstruct(trunk, tokenizer, [t.text for t in content.targets])
+    found = fidelity("gold", content.vectors, predicted, mean)
+    if read:
+        own = ar.reconstruct(trunk, tokenizer, [text for _, text in read])
+        found |= fidelity("round_trip", validation.vectors[[row for row, _ in read]], own, mean)
+    return found
 
 
 def fidelity(
