@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nae_monitor.detect.response import Actions, Suppression
+from nae_monitor.detect.schema import RequiredNla
 from nae_monitor.records import FindingState, Severity
 
 AggregationType = Literal[
@@ -78,6 +79,12 @@ class AggregationRule:
     actions: Actions = field(default_factory=Actions)
     tests: tuple[AggregationTest, ...] = ()
     header: Mapping[str, Any] = field(default_factory=dict)  # status, description, guide, …
+
+    @property
+    def required_nla(self) -> RequiredNla | None:
+        """The NLA the rule was written for; None: any."""
+        found = self.header.get("required_nla")
+        return found if isinstance(found, RequiredNla) else None
 
     @property
     def needs_samples(self) -> bool:
@@ -153,12 +160,7 @@ def _bounds(rule: AggregationRule, window: Sequence[Sample]) -> tuple[bool, bool
     """Whether the condition holds whatever undecided hits are, and whether it may hold."""
     if rule.type in STEP_TYPES:
         return _steps(rule, window, sure=True), _steps(rule, window, sure=False)
-    wanted = frozenset(rule.rules)
-    if rule.type == "value_count":
-        low, high = _values(rule, window, wanted)
-    else:
-        low = sum(1 for sample in window if sample.hits & wanted)
-        high = sum(1 for sample in window if (sample.hits | sample.unsure) & wanted)
+    low, high = counts(rule, window)
     share = len(window) if rule.type == "event_rate" else 1
     answers = [_meets(rule, count / share) for count in range(low, high + 1)]
     surely, possibly = all(answers), any(answers)
@@ -166,6 +168,22 @@ def _bounds(rule: AggregationRule, window: Sequence[Sample]) -> tuple[bool, bool
         surely and not _any_absent(rule, window, sure=True),
         possibly and not _any_absent(rule, window, sure=False),
     )
+
+
+def counts(rule: AggregationRule, window: Sequence[Sample]) -> tuple[int, int]:
+    """What a window counts to, with undecided hits left out and counted in.
+
+    Samples with a hit; distinct values, or rules that hit where the type is about those.
+    """
+    wanted = frozenset(rule.rules)
+    if rule.type == "value_count":
+        return _values(rule, window, wanted)
+    if rule.type in STEP_TYPES:
+        sure = frozenset[str]().union(*(sample.hits for sample in window))
+        unsure = frozenset[str]().union(*(sample.unsure for sample in window))
+        return len(sure & wanted), len((sure | unsure) & wanted)
+    low = sum(1 for sample in window if sample.hits & wanted)
+    return low, sum(1 for sample in window if (sample.hits | sample.unsure) & wanted)
 
 
 def _meets(rule: AggregationRule, figure: float) -> bool:

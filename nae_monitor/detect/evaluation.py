@@ -15,10 +15,11 @@ from nae_monitor.detect.conditions import (
     names_in,
     supporting_names,
 )
+from nae_monitor.detect.figures import ActivationMatcher, FigureMatcher, ValueMatcher
 from nae_monitor.detect.matching import TextAnswerer, ask_matcher
 from nae_monitor.detect.schema import RISK_BANDS, LowFidelity, Rule, Selection
 from nae_monitor.detect.semantic import SemanticMatcher
-from nae_monitor.detect.views import Hit, Missing, View, Views
+from nae_monitor.detect.views import Hit, Missing, Subject, View, Views
 from nae_monitor.records import FindingState, Severity, Span
 
 MAX_SPANS = 32  # of one finding
@@ -68,7 +69,7 @@ def evaluate_rule(
             break
         if _cost(rule, name) >= SemanticMatcher.cost and name not in _open(expression, answers):
             continue
-        answers[name] = _answer(rule, rule.selections[name], views, semantic, texts)
+        answers[name] = ask_selection(rule, rule.selections[name], views, semantic, texts)
         truth = _truth(expression, answers)
     if truth is False:
         return Outcome(FindingState.NO_MATCH)
@@ -100,13 +101,16 @@ def _with_exceptions(rule: Rule, day: datetime.date | None) -> Expression:
     return And((rule.condition, *active)) if active else rule.condition
 
 
-def _answer(
+def ask_selection(
     rule: Rule,
     selection: Selection,
     views: Views,
     semantic: SemanticAnswerer,
-    texts: TextAnswerer,
+    texts: TextAnswerer = ask_matcher,
 ) -> Answer:
+    """What one selection says; unknown where its input is missing."""
+    if isinstance(selection.matcher, ValueMatcher | ActivationMatcher):
+        return _figure_answer(selection, selection.matcher, views.subject)
     view = views.view(selection.field, selection.quotes, selection.case)
     if isinstance(view, Missing):
         return Answer(None, why=view.why)
@@ -117,6 +121,17 @@ def _answer(
     if not why and view.truncated:
         why = f"the {view.field} is longer than is searched"
     return Answer(None, why=why) if why else Answer(False)
+
+
+def _figure_answer(selection: Selection, matcher: FigureMatcher, subject: Subject) -> Answer:
+    figure: float | Missing | None = subject.given.get(selection.name)
+    if figure is None:
+        figure = matcher.figure(selection.field, subject)
+    if isinstance(figure, Missing):
+        return Answer(None, why=figure.why)
+    if figure is None or not matcher.admits(figure):
+        return Answer(False)
+    return Answer(True, (Span(selection.name, selection.field, 0, 0, f"{figure:g}", figure),))
 
 
 def _outcome(expression: Expression, truth: bool | None, answers: dict[str, Answer]) -> Outcome:

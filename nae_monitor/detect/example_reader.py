@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from nae_monitor.detect.figure_reader import MAX_FIGURE
+from nae_monitor.detect.figures import ActivationMatcher, ValueMatcher
 from nae_monitor.detect.reading import Reader
 from nae_monitor.detect.schema import InlineTest, Selection
 from nae_monitor.detect.semantic import SemanticMatcher
@@ -59,10 +61,24 @@ def _scores(reader: Reader, selections: Mapping[str, Selection]) -> Mapping[str,
     if not reader.has("scores"):
         return MappingProxyType({})
     inner = reader.child("scores")
-    semantic = [n for n, s in selections.items() if isinstance(s.matcher, SemanticMatcher)]
-    found = {name: inner.number(name, -1, 1) for name in inner.value if name in semantic}
-    inner.finish(known=semantic)
+    limits = {name: limit for name, s in selections.items() if (limit := _limit(s)) is not None}
+    found = {
+        name: inner.number(name, -limits[name], limits[name])
+        for name in inner.value
+        if name in limits
+    }
+    inner.finish(known=limits)
     return MappingProxyType({name: score for name, score in found.items() if score is not None})
+
+
+def _limit(selection: Selection) -> float | None:
+    """How large the figure of a selection may be; None where its answer is no figure."""
+    match selection.matcher:
+        case SemanticMatcher() | ActivationMatcher(measure="cosine"):
+            return 1.0
+        case ValueMatcher() | ActivationMatcher():
+            return MAX_FIGURE
+    return None
 
 
 def _times(reader: Reader) -> tuple[float, ...]:

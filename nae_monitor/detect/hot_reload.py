@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nae_monitor.detect.directions import MAX_FILE_BYTES as MAX_DIRECTIONS_BYTES
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.packs import BUILTIN, SUFFIXES, RuleSet, builtin_rules_directory, load_rules
 from nae_monitor.detect.semantic import Encoder
@@ -54,6 +55,7 @@ class LiveRules:
         self._accept = accept
         self._seen = snapshot(self._paths)
         self._judge = self._load()
+        self._directions = self._direction_digests()
         self._polling = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,8 +79,8 @@ class LiveRules:
         Files that change while they are read are read again at the next poll.
         """
         with self._polling:
-            now = snapshot(self._paths)
-            if now == self._seen:
+            now, directions = snapshot(self._paths), self._direction_digests()
+            if now == self._seen and directions == self._directions:
                 return False
             before = self.rules.fingerprint
             taken = False
@@ -86,7 +88,13 @@ class LiveRules:
                 taken = self._take()
             if snapshot(self._paths) == now:
                 self._seen = now
+            self._directions = self._direction_digests() if taken else directions
             return taken and self.rules.fingerprint != before
+
+    def _direction_digests(self) -> tuple[str, ...]:
+        """What the files hold now that the rules in force take directions from."""
+        files = {d.file for rule in self.rules.rules for d in rule.directions()}
+        return tuple(_digest(file, MAX_DIRECTIONS_BYTES).hex() for file in sorted(files))
 
     def _take(self) -> bool:
         try:
@@ -143,13 +151,13 @@ def snapshot(paths: Sequence[str | Path]) -> str:
             files = sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES)
         for file in files[:MAX_WATCHED_FILES]:
             digest.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
-            digest.update(_content(file))
+            digest.update(_digest(file, MAX_FILE_BYTES))
     return digest.hexdigest()
 
 
-def _content(file: Path) -> bytes:
+def _digest(file: Path, max_bytes: int) -> bytes:
     try:
         with file.open("rb") as opened:
-            return hashlib.sha256(opened.read(MAX_FILE_BYTES + 1)).digest()
+            return hashlib.sha256(opened.read(max_bytes + 1)).digest()
     except OSError:
         return b"unreadable"

@@ -49,8 +49,9 @@ def run_inline_tests(rule_set: RuleSet, encoder: Encoder | None = None) -> list[
 
 
 def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult:
-    subject = Subject(test.explanation, test.prompt, test.output, test.token, test.request)
-    outcome = evaluate_rule(rule, Views(subject), given_scores(test.scores, semantic), None)
+    outcome = evaluate_rule(
+        rule, Views(subject_of(test)), given_scores(test.scores, semantic), None
+    )
     if outcome.state is FindingState.UNDECIDED:
         return TestResult(rule.name, test.name, "skipped", "; ".join(outcome.undecided))
     rating = rate(rule, test.fidelity)
@@ -59,6 +60,20 @@ def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult
     if matched and not fault:
         fault = _response_fault(rule, test)
     return TestResult(rule.name, test.name, "failed" if fault else "passed", fault)
+
+
+def subject_of(test: InlineTest) -> Subject:
+    """What an example shows a rule: its texts, its fidelity and the figures it gives."""
+    known = {"fve": test.fidelity}
+    return Subject(
+        test.explanation,
+        test.prompt,
+        test.output,
+        test.token,
+        test.request,
+        figure=known.get,
+        given=test.scores,
+    )
 
 
 def _fault(test: InlineTest, matched: bool, severity: Severity) -> str:

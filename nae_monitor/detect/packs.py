@@ -41,12 +41,23 @@ class RuleSet:
         """Order the rules and take their fingerprint."""
         ordered = tuple(sorted(rules, key=lambda rule: rule.id))
         others = tuple(sorted(aggregations, key=lambda rule: rule.id))
-        content = [*(rule.canonical for rule in ordered), *(rule.canonical for rule in others)]
+        content: list[Mapping[str, Any]] = [
+            *(rule.canonical for rule in ordered),
+            *(rule.canonical for rule in others),
+        ]
+        digests = [direction.digest for rule in ordered for direction in rule.directions()]
+        if digests:  # left out where there are none, so that other sets keep their fingerprint
+            content.append({"directions": digests})
         text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
         return cls(ordered, hashlib.sha256(text.encode()).hexdigest(), others)
 
     def __len__(self) -> int:
         return len(self.rules) + len(self.aggregations)
+
+    @property
+    def every(self) -> tuple[Rule | AggregationRule, ...]:
+        """Rules, then aggregation rules."""
+        return (*self.rules, *self.aggregations)
 
     def unfit_for(self, base_model: str, layer: int) -> list[Problem]:
         """A problem for each enabled rule that asks for another NLA than this."""
@@ -56,15 +67,14 @@ class RuleSet:
                 f"rule {rule.name!r} needs another NLA than layer {layer} of {base_model!r}",
                 "disable it, or change its required_nla",
             )
-            for rule in self.rules
+            for rule in self.every
             if rule.enabled and rule.required_nla is not None
             if not rule.required_nla.admits(base_model, layer)
         ]
 
     def suppressions(self) -> Mapping[str, Suppression]:
         """What each rule asks to hold back, by rule id."""
-        every: tuple[Rule | AggregationRule, ...] = (*self.rules, *self.aggregations)
-        return {rule.id: rule.suppress for rule in every if rule.suppress is not None}
+        return {rule.id: rule.suppress for rule in self.every if rule.suppress is not None}
 
 
 def builtin_rules_directory() -> Path:

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from nae_monitor.detect.conditions import Expression
+from nae_monitor.detect.directions import Direction
+from nae_monitor.detect.figures import ActivationMatcher, FigureMatcher
 from nae_monitor.detect.matchers import TextMatcher
 from nae_monitor.detect.response import Actions, Suppression
 from nae_monitor.detect.semantic import SemanticMatcher
@@ -66,7 +68,7 @@ class Selection:
     field: str
     quotes: Quotes
     case: bool
-    matcher: TextMatcher | SemanticMatcher
+    matcher: TextMatcher | SemanticMatcher | FigureMatcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class InlineTest:
     token: str
     request: Mapping[str, str]
     fidelity: float | None  # the gate's metric; None: unscored
-    scores: Mapping[str, float]  # semantic selection -> the score it is to answer with
+    scores: Mapping[str, float]  # semantic or numeric selection -> what it is to answer with
     expect_match: bool
     expect_severity: Severity | None
     expect_routes: frozenset[str] | None = None  # of the alert; None: not asked
@@ -174,3 +176,8 @@ class Rule:
         """Name and matcher of each selection that needs a sentence encoder."""
         found = ((name, selection.matcher) for name, selection in self.selections.items())
         return [(name, matcher) for name, matcher in found if isinstance(matcher, SemanticMatcher)]
+
+    def directions(self) -> list[Direction]:
+        """The direction of each selection over activations."""
+        matchers = (selection.matcher for selection in self.selections.values())
+        return [m.direction for m in matchers if isinstance(m, ActivationMatcher)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast, get_args
 
+from nae_monitor.detect.figure_reader import read_activation, read_value
 from nae_monitor.detect.matchers import (
     FuzzyMatcher,
     FuzzyScorer,
@@ -21,8 +22,7 @@ from nae_monitor.detect.views import FIELDS, REQUEST_PREFIX
 from nae_monitor.errors import Problem
 from nae_monitor.strict_yaml import nearest
 
-MATCHERS = ("keywords", "regex", "fuzzy", "semantic")
-UNSUPPORTED_MATCHERS = frozenset({"activation", "value"})
+MATCHERS = ("keywords", "regex", "fuzzy", "semantic", "activation", "value")
 MAX_PHRASE_CHARS = 500
 DEFAULT_FUZZY_SCORE = 88.0
 OPTIONS = ("field", "quotes", "case", "word")
@@ -31,11 +31,17 @@ OPTIONS = ("field", "quotes", "case", "word")
 def read_selection(reader: Reader, name: str) -> Selection | None:
     """The selection at ``reader``; None where it has problems, which are then reported."""
     before = len(reader.problems)
-    kinds = [kind for kind in (*MATCHERS, *UNSUPPORTED_MATCHERS) if kind in reader.value]
+    kinds = [kind for kind in MATCHERS if kind in reader.value]
     if len(kinds) != 1:
         found = " and ".join(sorted(kinds)) or "none"
         mend = "give one of: " + ", ".join(MATCHERS)
         reader.fault(None, f"selection {name!r} needs one matcher, found {found}", mend)
+    if kinds and kinds[0] in ("activation", "value"):
+        looked = read_activation(reader) if kinds[0] == "activation" else read_value(reader)
+        reader.finish(known=(*MATCHERS, "field"))
+        if looked is None or len(reader.problems) > before:
+            return None
+        return Selection(name, looked[0], "any", True, looked[1])
     case = reader.boolean("case", False)
     quotes = cast(Quotes, reader.choice("quotes", get_args(Quotes), "any"))
     field = _field(reader)
@@ -50,7 +56,7 @@ def read_selection(reader: Reader, name: str) -> Selection | None:
         inner = reader.child("semantic")
         field = _inner_field(reader, inner, field)
         matcher = _semantic(inner)
-    reader.finish(UNSUPPORTED_MATCHERS, (*MATCHERS, *OPTIONS))
+    reader.finish(known=(*MATCHERS, *OPTIONS))
     if len(reader.problems) > before or matcher is None:
         return None
     return Selection(name, field, quotes, case or isinstance(matcher, SemanticMatcher), matcher)
@@ -116,8 +122,9 @@ def _fuzzy(reader: Reader, case: bool) -> FuzzyMatcher:
     plain = _folded(reader, "any", phrases, case)
     score = reader.number("score", 1, 100, DEFAULT_FUZZY_SCORE)
     scorer = reader.choice("scorer", get_args(FuzzyScorer), "partial_ratio")
+    exact = reader.boolean("exact", False)
     reader.finish()
-    return FuzzyMatcher(tuple(plain), cast(float, score), cast(FuzzyScorer, scorer))
+    return FuzzyMatcher(tuple(plain), cast(float, score), cast(FuzzyScorer, scorer), exact)
 
 
 def _semantic(reader: Reader) -> SemanticMatcher:

@@ -1,10 +1,13 @@
-"""What a rule may look at: the fields of one judged decoding, each normalised at most once."""
+"""What a rule may look at: the fields of one judged decoding, each text normalised once."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
 
 from nae_monitor.detect.text import (
     MappedText,
@@ -17,6 +20,21 @@ from nae_monitor.records import Activation, Decoding, Span, Transcript
 
 FIELDS = ("explanation", "explanation.head", "explanation.final", "prompt", "output", "token")
 REQUEST_PREFIX = "request."
+SCORE_PREFIX = "score."  # what the screen scored a row with
+NUMBER_FIELDS = (
+    "fve",
+    "cosine",
+    "percentile",
+    "rank",
+    "bank_size",
+    "support",
+    "closed",
+    "generated_tokens",
+    "position",
+    "norm",
+    "layer",
+    "token_id",
+)
 MAX_FIELD_CHARS = 200_000  # a longer field is judged on its beginning; no match there is unknown
 MAX_SPAN_CHARS = 500  # of a span's text; its offsets always cover the whole match
 
@@ -62,19 +80,41 @@ class Missing:
     why: str
 
 
+def _unknown(name: str) -> float | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The texts of one judged decoding; None where a text was withheld."""
+    """What is known of one judged decoding; a text that was withheld is None."""
 
     explanation: str
     prompt: str | None
     output: str | None
     token: str
     request: Mapping[str, str]
+    figure: Callable[[str], float | None] = _unknown  # by numeric field; None: not known
+    vector: torch.Tensor | None = field(default=None, compare=False)  # [d], on the CPU
+    layer: int | None = None  # of the vector: index into hidden_states
+    # What a rule's own example says in place of a measurement, by selection.
+    given: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def of(cls, activation: Activation, decoding: Decoding, transcript: Transcript) -> Subject:
-        """Gather the texts of one activation."""
+    def of(
+        cls,
+        activation: Activation,
+        decoding: Decoding,
+        transcript: Transcript,
+        percentile: float | None = None,
+    ) -> Subject:
+        """Gather what is known of one activation.
+
+        Args:
+            activation: the row that was decoded.
+            decoding: its text and how well that reconstructs the row.
+            transcript: the visible text around it.
+            percentile: where its fidelity stands in a calibration set, 0..100.
+        """
         request = activation.request
         named = {
             "request_id": request.request_id,
@@ -84,9 +124,18 @@ class Subject:
             "tenant": request.tenant or "",
         }
         fields = {**request.attributes, **named}
-        return cls(decoding.text, transcript.prompt, transcript.output, activation.token, fields)
+        return cls(
+            decoding.text,
+            transcript.prompt,
+            transcript.output,
+            activation.token,
+            fields,
+            functools.partial(_measured, activation, decoding, percentile),
+            activation.vector,
+            activation.layer,
+        )
 
-    def field(self, name: str) -> tuple[str, str] | Missing:
+    def text(self, name: str) -> tuple[str, str] | Missing:
         """The name and text that ``name`` reads from.
 
         A request key the caller never set is empty text (it is known to be absent); a withheld
@@ -103,16 +152,30 @@ class Subject:
         return base, text
 
 
+def _measured(
+    activation: Activation, decoding: Decoding, percentile: float | None, name: str
+) -> float | None:
+    """The number under the name of a numeric field; None: not known."""
+    if name.startswith(SCORE_PREFIX):
+        return activation.scores.get(name.removeprefix(SCORE_PREFIX))
+    if name in ("position", "layer", "norm", "token_id"):
+        return float(getattr(activation, name))
+    if name == "percentile":
+        return percentile
+    found = getattr(decoding, "tokens" if name == "generated_tokens" else name)
+    return None if found is None else float(found)
+
+
 class Views:
     """The views of one subject, each built at most once."""
 
     def __init__(self, subject: Subject, normaliser: Normaliser = normalise) -> None:
-        self._subject = subject
+        self.subject = subject
         self._normalise = normaliser
         self.view = functools.lru_cache(maxsize=None)(self._view)
 
     def _view(self, field: str, quotes: Quotes, case: bool) -> View | Missing:
-        found = self._subject.field(field)
+        found = self.subject.text(field)
         if isinstance(found, Missing):
             return found
         base, whole = found

@@ -56,8 +56,6 @@ def test_every_problem_of_every_file_is_reported_at_once(tmp_path: Path) -> None
         (("keywords: {any: [hide]}", "regex: ['a*']"), "NM202", 7),
         (("risk_score: 40", "risk_score: 80"), "NM312", 6),
         (("keywords: {any: [hide]}", "keywords: {any: [hide], none: [x]}"), "NM101", 7),
-        (("keywords: {any: [hide]}", "activation: {direction: d}"), "NM103", 7),
-        (("keywords: {any: [hide]}", "value: {gte: 1}"), "NM103", 7),
         (("risk_score: 40", "scope: {phase: [tool]}"), "NM103", 6),
         (("risk_score: 40", "fidelity: {metric: fve, min: 0.1, min_support: 0.01}"), "NM103", 6),
         (("risk_score: 40", "fidelity: {metric: percentile, min: 0.1}"), "NM103", 6),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from nae_monitor.detect.conditions import And, Expression, Not, evaluate
 from nae_monitor.detect.engine import semantic_answerer
 from nae_monitor.detect.evaluation import SemanticAnswerer
-from nae_monitor.detect.inline_tests import given_scores
+from nae_monitor.detect.inline_tests import given_scores, subject_of
 from nae_monitor.detect.schema import InlineTest, Rule
 from nae_monitor.detect.semantic import Encoder
 from nae_monitor.detect.tools.trace import all_answers
-from nae_monitor.detect.views import Subject, Views
+from nae_monitor.detect.views import Views
 from nae_monitor.health import Health
 
 
@@ -80,8 +80,7 @@ def _of_rule(rule: Rule, semantic: SemanticAnswerer) -> RuleCoverage:
 
 
 def _answers(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> dict[str, bool | None]:
-    subject = Subject(test.explanation, test.prompt, test.output, test.token, test.request)
-    found = all_answers(rule, Views(subject), given_scores(test.scores, semantic))
+    found = all_answers(rule, Views(subject_of(test)), given_scores(test.scores, semantic))
     return {name: answer.matched for name, answer in found.items()}
 
 

@@ -6,12 +6,14 @@ names exist, that RE2 takes a pattern) is left to lint. Nothing the reader takes
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
+from nae_monitor.detect.figures import Measure
 from nae_monitor.detect.matchers import FuzzyScorer
 from nae_monitor.detect.schema import SCHEMA_VERSION, Enforcement, Status
 from nae_monitor.detect.text import Quotes
-from nae_monitor.detect.views import FIELDS, REQUEST_PREFIX
+from nae_monitor.detect.views import FIELDS, NUMBER_FIELDS, REQUEST_PREFIX, SCORE_PREFIX
 from nae_monitor.records import Phase, Severity
 
 Schema = dict[str, Any]
@@ -158,7 +160,11 @@ def _selection() -> Schema:
         scorer={"enum": list(get_args(FuzzyScorer))},
         exact=FLAG,
     )
-    field: Schema = {"anyOf": [{"enum": list(FIELDS)}, {"pattern": f"^{REQUEST_PREFIX}."}]}
+    bound = _number(-1e30, 1e30)
+    value = _object(gte=bound, lte=bound)
+    value["properties"]["in"] = {"type": "array", "items": bound}
+    keyed = "|".join(re.escape(prefix) for prefix in (REQUEST_PREFIX, SCORE_PREFIX))
+    field: Schema = {"anyOf": [{"enum": [*FIELDS, *NUMBER_FIELDS]}, {"pattern": f"^({keyed})."}]}
     return _object(
         field={"type": "string", **field},
         quotes={"enum": list(get_args(Quotes))},
@@ -168,8 +174,14 @@ def _selection() -> Schema:
         regex=_listing(),
         fuzzy=fuzzy,
         semantic=semantic,
-        activation={"type": "object"},
-        value={"type": "object"},
+        activation=_object(
+            ("direction", "layer", "gte"),
+            direction=TEXT,
+            layer=_integer(0, 10_000),
+            measure={"enum": list(get_args(Measure))},
+            gte=bound,
+        ),
+        value=value,
         macro=TEXT,
     )
 
@@ -245,6 +257,7 @@ def _actions() -> Schema:
             mode={"enum": list(get_args(Enforcement))},
             min_fidelity=_number(-1e6, 1),
             min_hits=_integer(1, 10**6),
+            within_tokens=_integer(1, 10**6),
         ),
         tag=TEXTS,
         capture=FLAG,

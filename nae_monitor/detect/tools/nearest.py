@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 from rapidfuzz import fuzz
 
+from nae_monitor.detect.figures import ActivationMatcher, FigureMatcher, ValueMatcher
 from nae_monitor.detect.matchers import FuzzyMatcher
 from nae_monitor.detect.schema import Selection
 from nae_monitor.detect.semantic import MAX_SENTENCES, Encoder, SemanticMatcher
-from nae_monitor.detect.views import Missing, Views
+from nae_monitor.detect.views import Missing, Subject, Views
 
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """The best score, and what reached it.
 
-    Scores are 0..100 (fuzzy) or cosines (semantic). The negative is the nearest one of the sentence
-    that came nearest to an exemplar; None where the selection has none.
+    Scores are 0..100 (fuzzy), cosines (semantic) or figures beside their nearest bound. The
+    negative is the nearest one of the sentence that came nearest to an exemplar; None where the
+    selection has none.
     """
 
     score: float
@@ -33,6 +35,8 @@ class Nearest:
 
 def nearest_of(selection: Selection, views: Views, encoder: Encoder | None) -> Nearest | None:
     """None where the selection has no score, no input, or no encoder to score it with."""
+    if isinstance(selection.matcher, ValueMatcher | ActivationMatcher):
+        return _figure(selection, selection.matcher, views.subject)
     view = views.view(selection.field, selection.quotes, selection.case)
     if isinstance(view, Missing) or not view.text.strip():
         return None
@@ -41,6 +45,17 @@ def nearest_of(selection: Selection, views: Views, encoder: Encoder | None) -> N
     if isinstance(selection.matcher, SemanticMatcher) and encoder is not None:
         return _semantic(selection.matcher, view.text, encoder)
     return None
+
+
+def _figure(selection: Selection, matcher: FigureMatcher, subject: Subject) -> Nearest | None:
+    figure = matcher.figure(selection.field, subject)
+    if figure is None or isinstance(figure, Missing):
+        return None
+    bounds = (matcher.gte, None if isinstance(matcher, ActivationMatcher) else matcher.lte)
+    given = [bound for bound in bounds if bound is not None]
+    if not given:
+        return None
+    return Nearest(figure, min(given, key=lambda bound: abs(bound - figure)), selection.field, "")
 
 
 def _fuzzy(matcher: FuzzyMatcher, text: str) -> Nearest:
