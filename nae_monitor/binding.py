@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from nae_monitor.errors import ConfigurationError, Problem
@@ -16,7 +17,8 @@ T = TypeVar("T")
 def bind(document: Document, cls: type[T], path: KeyPath = ()) -> T:
     """Build ``cls`` from the value at ``path``.
 
-    Supports str, int, float, bool, Literal, X | None, tuple[X, ...] and nested dataclasses.
+    Supports str, int, float, bool, Literal, X | None, tuple[X, ...], Mapping[str, X] and nested
+    dataclasses.
     A dataclass may check itself in ``__post_init__`` by raising ValueError.
 
     Raises:
@@ -27,6 +29,77 @@ def bind(document: Document, cls: type[T], path: KeyPath = ()) -> T:
     if binder.problems:
         raise ConfigurationError(binder.problems)
     return cast(T, value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kinds:
+    """A list of named things with options, as far as it could be read."""
+
+    items: list[tuple[str, Any]]  # name, its options record or None
+    problems: list[Problem]
+
+
+def bind_kinds(
+    document: Document,
+    path: KeyPath,
+    what: str,
+    options: Mapping[str, type | None],
+    short: Mapping[str, str],
+) -> Kinds:
+    """Bind a list whose items are a name, or a mapping of one name to its options.
+
+    Args:
+        document: the whole document.
+        path: of the list in it.
+        what: an item is, for messages.
+        options: the options' dataclass by name; None: it has none.
+        short: by name, the option that a plain text stands for.
+    """
+    value, found = _at(document, path), Kinds([], [])
+    if not isinstance(value, list):
+        mend = f"write [{next(iter(options))}, …]"
+        found.problems.append(Problem(document.mark(path), f"{path[-1]} must be a list", mend))
+        return found
+    for index, item in enumerate(value):
+        place = (*path, index)
+        name, given = next(iter(item.items())) if _is_single(item) else (item, None)
+        if not isinstance(name, str) or name not in options:
+            where, hint = document.mark(place), nearest(str(name), options)
+            found.problems.append(Problem(where, f"unknown {what} {shown(name)}", hint))
+        elif (cls := options[name]) is not None:
+            _bind_item(document, (*place, name), name, given, cls, short, found)
+        else:
+            if given is not None:
+                where, message = document.mark((*place, name)), f"the {name} {what} has no options"
+                found.problems.append(Problem(where, message, f"write {name}"))
+            found.items.append((name, None))
+    return found
+
+
+def _is_single(item: Any) -> bool:
+    return isinstance(item, dict) and len(item) == 1
+
+
+def _bind_item(
+    document: Document,
+    path: KeyPath,
+    name: str,
+    given: Any,
+    cls: type,
+    short: Mapping[str, str],
+    found: Kinds,
+) -> None:
+    if name in short and isinstance(given, str):
+        given = {short[name]: given}
+    size = len(path)
+    marks = {key[size:]: mark for key, mark in document.marks.items() if key[:size] == path}
+    moved = {("options", *key): mark for key, mark in marks.items()}
+    moved[("options",)] = document.mark(path)
+    place = Document({"options": given}, moved, document.file)
+    try:
+        found.items.append((name, bind(place, cls, ("options",))))
+    except ConfigurationError as error:
+        found.problems.extend(error.problems)
 
 
 def _at(document: Document, path: KeyPath) -> Any:
@@ -54,7 +127,14 @@ class _Binder:
             return self._literal(get_args(hint), value, path)
         if origin is tuple:
             return self._tuple(get_args(hint)[0], value, path)
+        if origin is Mapping:
+            return self._mapping(get_args(hint)[1], value, path)
         return self._scalar(hint, value, path)
+
+    def _mapping(self, item: Any, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, dict):
+            return self.problem(path, f"{path[-1]} must be a mapping", "write `name: value` lines")
+        return {key: self.build(item, v, (*path, key)) for key, v in value.items()}
 
     def _dataclass(self, cls: type, value: Any, path: KeyPath) -> Any:
         name = ".".join(str(p) for p in path) or "the file"

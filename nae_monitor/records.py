@@ -21,6 +21,7 @@ class Phase(StrEnum):
 
     PROMPT = "prompt"
     COMPLETION = "completion"
+    TOOL = "tool"  # what a tool was given or gave back; for a source of rows that can tell it apart
 
 
 class Severity(StrEnum):
@@ -46,6 +47,7 @@ class SampleReason(StrEnum):
     SCORE = "score"
     NEIGHBOUR = "neighbour"
     RESAMPLE = "resample"
+    RAISED = "raised"  # a rule's hit asked for more of what follows it
     REPLAY = "replay"
 
 
@@ -55,6 +57,14 @@ class FindingState(StrEnum):
     MATCH = "match"
     UNDECIDED = "undecided"  # an input was missing: never the same as no match
     NO_MATCH = "no_match"
+
+
+class StopOutcome(StrEnum):
+    """What came of a rule's wish to end the generation it matched in."""
+
+    WOULD_BLOCK = "would_block"  # in shadow, or over the limit of stops
+    BLOCKED = "blocked"  # the sequence was ended
+    TOO_LATE = "too_late"  # it had ended by itself before the stop reached it
 
 
 class VerdictState(StrEnum):
@@ -202,6 +212,7 @@ class Finding:
     tags: tuple[str, ...] = ()
     risk_score: int | None = None
     routes: tuple[str, ...] = ()  # names of where the rule wants its alerts to go
+    support: float | None = None  # cosine that the sentences which matched are worth to the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +250,7 @@ class Alert:
     sequence: int  # per process, from 0
     time_unix_ns: int
     routes: tuple[str, ...] = ()  # names of where the rule wants its alerts to go
+    stop: StopOutcome | None = None  # None: the rule did not ask for a stop
 
 
 @dataclass(frozen=True, slots=True)

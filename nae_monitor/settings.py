@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from nae_monitor.binding import bind
+from nae_monitor.binding import bind, bind_kinds
 from nae_monitor.errors import ConfigurationError, Problem
-from nae_monitor.strict_yaml import Document, nearest, read_document, shown
+from nae_monitor.strict_yaml import Document, read_document
 
 SinkKind = Literal["console", "jsonl", "otel", "kafka"]
 EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
@@ -101,6 +101,7 @@ class DetectSettings:
     rules: tuple[str, ...] = ("builtin",)
     encoder: str | None = EMBEDDED_ENCODER
     reload_s: float | None = None
+    calibration: str | None = None  # the pair's calibration set; else the one it ships, if any
 
     def __post_init__(self) -> None:
         if not self.rules:  # nothing could ever match, and every request would look clean
@@ -118,6 +119,7 @@ class JsonlSettings:
     rotate_bytes: int = 64 * 1024 * 1024
     keep_files: int = 5  # rotated ones, path.1 the newest
     queue_events: int = 10_000  # kept in memory while the file cannot be written
+    routes: tuple[str, ...] = ()  # only alerts that name one of these; empty: all
 
     def __post_init__(self) -> None:
         if not self.path or min(self.rotate_bytes, self.keep_files, self.queue_events) < 1:
@@ -130,6 +132,7 @@ class OtelSettings:
 
     endpoint: str | None = None  # OTLP gRPC, e.g. http://127.0.0.1:4317
     guardrail_names: bool = False  # also write the unmerged gen_ai.guardrail.* attributes
+    routes: tuple[str, ...] = ()  # as for jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,10 @@ class KafkaSettings:
 
     bootstrap: str
     topic: str = "nae.alerts"
+    # Topics of certain routes; an alert goes to the topic of each of its routes, and to `topic`
+    # for a route without one of its own, or without a route.
+    topics: Mapping[str, str] = field(default_factory=dict)
+    routes: tuple[str, ...] = ()  # as for jsonl
     queue_events: int = 10_000
     outbox: str | None = None  # SQLite file; None: a file under the state directory
     outbox_events: int = 100_000  # when full, the lowest severity goes first
@@ -167,11 +174,37 @@ class RecordSettings:
     """Recordings: none where ``dir`` is missing."""
 
     dir: str | None = None
-    keep: Literal["candidates", "decoded"] = "candidates"
+    # candidates: every chosen row; decoded: those that were decoded; captured: candidates, but
+    # only of requests that a rule with the action `capture` matched in
+    keep: Literal["candidates", "decoded", "captured"] = "candidates"
 
     def __post_init__(self) -> None:
         if self.dir == "":
             raise ValueError("dir is empty; name a directory, or leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSettings:
+    """Which of the rules' actions are carried out; the others are only counted and told.
+
+    ``capture`` needs no key here: it is carried out where ``record.keep`` is ``captured``.
+    """
+
+    # enforce: as the mode of each rule says; shadow: no rule stops anything
+    stop_generation: Literal["shadow", "enforce"] = "shadow"
+    # Over all rules; further stops are only told, so that a bad rule cannot end every answer.
+    max_stops_per_min: int = 30
+    # How long, in all, a sequence may be kept waiting for its unjudged rows, so that a rule's
+    # within_tokens holds; 0: generation never waits, and a stop comes when it comes.
+    hold_s: float = 0.0
+    raise_sampling: bool = False
+    raised_decodes_per_s: float = 4.0  # for raised sampling alone, beside screen.budget
+
+    def __post_init__(self) -> None:
+        if self.max_stops_per_min < 1 or not 0 <= self.hold_s <= 60:
+            raise ValueError("max_stops_per_min is at least 1, hold_s 0 to 60")
+        if self.raised_decodes_per_s <= 0:
+            raise ValueError("raised_decodes_per_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +234,7 @@ class Settings:
     detect: DetectSettings = field(default_factory=DetectSettings)
     alert: AlertSettings = field(default_factory=AlertSettings)
     record: RecordSettings = field(default_factory=RecordSettings)
+    actions: ActionSettings = field(default_factory=ActionSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
 
@@ -242,45 +276,7 @@ def _take_sinks(document: Document, problems: list[Problem]) -> tuple[SinkSettin
     alert = document.value.get("alert") if isinstance(document.value, dict) else None
     if not isinstance(alert, dict) or "sinks" not in alert:
         return None
-    items = alert.pop("sinks")
-    if not isinstance(items, list):
-        where = document.mark(("alert", "sinks"))
-        problems.append(Problem(where, "sinks must be a list", "write [console, …]"))
-        return None
-    found = [_sink(document, ("alert", "sinks", i), item, problems) for i, item in enumerate(items)]
-    return tuple(sink for sink in found if sink is not None)
-
-
-def _sink(
-    document: Document, path: tuple[str | int, ...], item: Any, problems: list[Problem]
-) -> SinkSettings | None:
-    kind: Any = item
-    options: Any = None
-    if isinstance(item, dict) and len(item) == 1:
-        kind, options = next(iter(item.items()))
-    if not isinstance(kind, str) or kind not in _SINK_OPTIONS:
-        hint = nearest(str(kind), _SINK_OPTIONS)
-        problems.append(Problem(document.mark(path), f"unknown sink {shown(kind)}", hint))
-        return None
-    cls = _SINK_OPTIONS[kind]
-    name = cast(SinkKind, kind)
-    if cls is None:
-        if options is not None:
-            where = document.mark((*path, kind))
-            problems.append(Problem(where, f"the {kind} sink has no options", f"write {kind}"))
-        return SinkSettings(name)
-    if cls is JsonlSettings and isinstance(options, str):
-        options = {"path": options}
-    place = Document({"options": options}, _moved(document, (*path, kind)), document.file)
-    try:
-        return SinkSettings(name, bind(place, cls, ("options",)))
-    except ConfigurationError as error:
-        problems.extend(error.problems)
-        return None
-
-
-def _moved(document: Document, old: tuple[str | int, ...]) -> dict[tuple[str | int, ...], Any]:
-    """The marks under ``old``, re-rooted at ``options``."""
-    size = len(old)
-    moved = {path[size:]: m for path, m in document.marks.items() if path[:size] == old}
-    return {("options", *path): m for path, m in moved.items()} | {("options",): document.mark(old)}
+    found = bind_kinds(document, ("alert", "sinks"), "sink", _SINK_OPTIONS, {"jsonl": "path"})
+    del alert["sinks"]
+    problems += found.problems
+    return tuple(SinkSettings(cast(SinkKind, kind), options) for kind, options in found.items)

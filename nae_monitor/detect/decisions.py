@@ -27,6 +27,7 @@ class Decision:
     rate: float | None = None  # raise_sampling: share of tokens
     scope: SamplingScope | None = None  # raise_sampling: whose tokens
     tokens: int | None = None  # raise_sampling: how many from here on
+    within_tokens: int | None = None  # stop_generation: how many may follow the hit
 
 
 class Decider:
@@ -59,7 +60,8 @@ class Decider:
             found.append(Decision("capture", *place))
         stop = actions.stop_generation
         if stop is not None and self._is_enough(finding, stop.min_fidelity, stop.min_hits):
-            found.append(Decision("stop_generation", *place, stop.mode == "enforce"))
+            enforced, limit = stop.mode == "enforce", stop.within_tokens
+            found.append(Decision("stop_generation", *place, enforced, within_tokens=limit))
         return found
 
     def _is_enough(self, finding: Finding, min_fidelity: float | None, min_hits: int) -> bool:

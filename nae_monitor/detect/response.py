@@ -41,6 +41,7 @@ class StopGeneration:
     mode: StopMode = "shadow"
     min_fidelity: float | None = None  # FVE a hit needs to count; None: any, unscored too
     min_hits: int = 1
+    within_tokens: int | None = None  # generated after the hit at most; None: as soon as may be
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ def _stop_generation(reader: Reader, enforcement: str) -> StopGeneration:
         mode=cast(StopMode, reader.choice("mode", get_args(StopMode), enforcement)),
         min_fidelity=reader.number("min_fidelity", -1e6, 1.0),
         min_hits=cast(int, reader.integer("min_hits", 1, 10**6, 1)),
+        within_tokens=reader.integer("within_tokens", 1, 10**6),
     )
     reader.finish()
     return found
