@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from nae_monitor.capture.context import RequestContext, Turn
-from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.listener import CaptureListener, Stopping
 from nae_monitor.capture.options import GenerateOptions
 from nae_monitor.capture.prompts import read_prompt, to_numpy
 from nae_monitor.capture.sequences import Rows, Sequences
@@ -84,6 +84,8 @@ class Generation:
         count = len(prompt.token_ids)
         ends_early = options.other_criteria and count > 1
         self._sink, self._context, self._prompt = sink, context, prompt
+        self._prompt_tokens = prompt.real.sum(axis=1)
+        self._eos = options.eos_token_ids
         self._sequences = Sequences(
             prompt.token_ids,
             prompt.real,
@@ -165,6 +167,22 @@ class Generation:
             self._pending = None
         else:
             self._drop_pending("listener_failed")
+
+    def stop(self, stopping: Stopping, input_ids: torch.Tensor) -> list[int]:
+        """End the sequences that ``stopping`` names; ``input_ids`` ``[S, T]`` are all up to now."""
+        hidden = self._prompt.token_ids.shape[1] - self._prompt.input_columns
+        columns = input_ids.shape[1] + hidden
+        ended = []
+        for sequence, request in enumerate(self.requests):
+            length = self._sequences.length(sequence, columns)
+            if length is None:
+                continue
+            place = (request.request_id, length, length - int(self._prompt_tokens[sequence]))
+            if stopping.stops(*place) and int(input_ids[sequence, -1]) not in self._eos:
+                self._sequences.end(sequence, columns)
+                stopping.stopped(*place)
+                ended.append(sequence)
+        return ended
 
     def complete(self, output: Any) -> str | None:
         """Deliver what ``generate`` sampled last, and count passes that were never seen.

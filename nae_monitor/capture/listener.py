@@ -35,3 +35,21 @@ class CaptureListener(Protocol):
 
     def request_finished(self, request_id: str) -> None:
         """The generation ended: complete, by an exception, or interrupted."""
+
+
+class Stopping(Protocol):
+    """Says which sequences must end. Called on the generating thread, after each sampled token."""
+
+    def stops(self, request_id: str, length_tokens: int, generated_tokens: int) -> bool:
+        """Whether the sequence is to end now, after its token ``length_tokens - 1``.
+
+        Args:
+            request_id: of the sequence.
+            length_tokens: prompt and completion, the token sampled just now included.
+            generated_tokens: of those, the completion's.
+        """
+        ...
+
+    def stopped(self, request_id: str, length_tokens: int, generated_tokens: int) -> None:
+        """The sequence was ended as :meth:`stops` asked."""
+        ...

@@ -59,6 +59,7 @@ class Sequences:
         self._live = np.ones(self.count, dtype=np.bool_)
         self._eos = np.array(sorted(eos_token_ids), dtype=np.int64)
         self._early_pad = early_pad
+        self._last = np.full(self.count, np.iinfo(np.int64).max, dtype=np.int64)
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
@@ -82,6 +83,7 @@ class Sequences:
         for column in token_ids.T:
             if self._early_pad is not None:
                 self._live &= column != self._early_pad
+            self._live &= self.known_columns <= self._last
             self._ids[:, self.known_columns] = column
             self._real[:, self.known_columns] = self._live
             self._positions[:, self.known_columns] = self._length
@@ -90,6 +92,20 @@ class Sequences:
             self.known_columns += 1
         new, real = self.token_ids[:, first:], self.real[:, first:]
         return [tuple(new[s][real[s]].tolist()) for s in range(self.count)]
+
+    def length(self, sequence: int, columns: int) -> int | None:
+        """Real tokens of a sequence in its first ``columns``; None where it has ended.
+
+        Columns that were sampled and are not learned yet count as one token each.
+        """
+        if not self._live[sequence] or self._last[sequence] < columns:
+            return None
+        not_learned: int = columns - self.known_columns
+        return int(self._length[sequence]) + not_learned
+
+    def end(self, sequence: int, columns: int) -> None:
+        """What is sampled for a sequence behind its first ``columns`` will be padding."""
+        self._last[sequence] = columns - 1
 
     def take(self, end: int) -> Rows:
         """Mark columns up to ``end`` (excluded) as processed and return their real tokens."""

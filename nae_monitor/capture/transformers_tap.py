@@ -15,8 +15,9 @@ import torch
 from nae_monitor.capture.blocks import decoder_block, inner_model
 from nae_monitor.capture.context import current_context
 from nae_monitor.capture.generation import Generation, Sink
-from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.listener import CaptureListener, Stopping
 from nae_monitor.capture.options import GenerateOptions, read_options
+from nae_monitor.capture.stopping import COMPONENT, StopCriterion, with_criterion
 from nae_monitor.errors import UnsupportedError
 from nae_monitor.health import Health
 from nae_monitor.settings import CaptureSettings
@@ -45,6 +46,7 @@ class TransformersTap:
         health: counts ``tokens.seen``, ``tokens.excluded``, ``tokens.cached``, ``dropped.*`` and
             ``blind.no_rows`` or ``blind.some_rows`` (a compiled model that hooks do not reach).
         model_name: goes into every request.
+        stopping: may end sequences; None: `generate` is called with the caller's own arguments.
 
     Raises:
         UnsupportedError: the model's blocks cannot be found.
@@ -61,6 +63,7 @@ class TransformersTap:
         listener: CaptureListener,
         health: Health,
         model_name: str,
+        stopping: Stopping | None = None,
     ) -> None:
         self._model = inner_model(model)
         self._block = decoder_block(self._model, layer)
@@ -71,6 +74,7 @@ class TransformersTap:
             device = torch.device("cpu")
         self._sink = Sink(listener, health, settings, layer, model_name, device)
         self._health = health
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._attached = False
         self._handles: list[Any] = []
@@ -146,6 +150,8 @@ class TransformersTap:
             outer = getattr(self._local, "generation", None)
             generation = self._begin(arguments, options)
             self._local.generation = generation or _UNMAPPED
+            if generation is not None and options is not None:
+                args, kwargs = self._stoppable(signature, args, kwargs, generation, options)
             try:
                 output = original(*args, **kwargs)
                 self._complete(generation, output)
@@ -168,6 +174,27 @@ class TransformersTap:
                 self._finish(generation)
                 generation = None
         return generation
+
+    def _stoppable(
+        self,
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        generation: Generation,
+        options: GenerateOptions,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments with our criterion; as they were where it cannot work."""
+        if self._stopping is None:
+            return args, kwargs
+        if options.pad_token_id is None and len(generation.requests) > 1:
+            # Without padding an ended sequence would go on beside the others.
+            self._health.count("actions.stop_generation.impossible", len(generation.requests))
+            return args, kwargs
+        with self._health.guard(COMPONENT):
+            pad = options.pad_token_id
+            criterion = StopCriterion(generation, self._stopping, self._health, pad)
+            args, kwargs = with_criterion(signature, args, kwargs, criterion)
+        return args, kwargs
 
     def _complete(self, generation: Generation | None, output: Any) -> None:
         with self._health.guard("capture.end"):
