@@ -36,6 +36,13 @@ class TokenBucket:
         return True
 
 
+def burst_bucket(rate_per_s: float, clock: Clock) -> TokenBucket | None:
+    """A bucket that holds ``BURST_S`` of its rate; None for no rate."""
+    if rate_per_s <= 0:
+        return None
+    return TokenBucket(rate_per_s, max(1.0, rate_per_s * BURST_S), clock)
+
+
 class DecodeBudget:
     """Buys decodes. ``random_share`` of rate and cap can be spent on random rows alone.
 
@@ -47,8 +54,8 @@ class DecodeBudget:
         reserved = math.ceil(settings.per_request * random_share)
         self._caps = {True: reserved, False: settings.per_request - reserved}
         self._buckets = {
-            True: _bucket(settings.decodes_per_s * random_share, clock),
-            False: _bucket(settings.decodes_per_s * (1 - random_share), clock),
+            True: burst_bucket(settings.decodes_per_s * random_share, clock),
+            False: burst_bucket(settings.decodes_per_s * (1 - random_share), clock),
         }
         self._spent: OrderedDict[str, dict[bool, int]] = OrderedDict()
 
@@ -63,9 +70,3 @@ class DecodeBudget:
             return False
         spent[random] += 1
         return True
-
-
-def _bucket(rate_per_s: float, clock: Clock) -> TokenBucket | None:
-    if rate_per_s <= 0:
-        return None
-    return TokenBucket(rate_per_s, max(1.0, rate_per_s * BURST_S), clock)

@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nae_monitor.records import Choice, RowBatch, SampleReason
-from nae_monitor.screen.budget import Clock, DecodeBudget
+from nae_monitor.screen.budget import Clock, DecodeBudget, burst_bucket
+from nae_monitor.screen.raised import RaisedSampling, Scope
 from nae_monitor.settings import ScreenSettings
 
 _ALIVE: weakref.WeakSet[SamplingScreen] = weakref.WeakSet()
@@ -32,16 +33,36 @@ class Screen(Protocol):
         ...
 
 
+@runtime_checkable
+class RaisableScreen(Screen, Protocol):
+    """A screen that can look closer at what follows a hit; called from any thread."""
+
+    def raise_sampling(self, scope: Scope, value: str, rate: float, tokens: int) -> bool:
+        """See :meth:`SamplingScreen.raise_sampling`."""
+        ...
+
+
 class SamplingScreen:
     """Every ``every_n_tokens``-th position and a random share, within the budget.
 
     Where a batch holds more candidates than the budget has decodes, chance decides among them,
     so that a long prompt is not judged by its beginning alone.
+
+    Rows beyond those, where a rule's hit raised the sampling, are paid from a budget of their own
+    (``raised_decodes_per_s``; 0: there is none) and carry the reason ``raised``, so that what was
+    chosen by chance stays free of bias.
     """
 
     def __init__(
-        self, settings: ScreenSettings, *, seed: int = 0, clock: Clock = time.monotonic
+        self,
+        settings: ScreenSettings,
+        *,
+        seed: int = 0,
+        clock: Clock = time.monotonic,
+        raised_decodes_per_s: float = 0.0,
     ) -> None:
+        self._raised = RaisedSampling()
+        self._raised_bucket = burst_bucket(raised_decodes_per_s, clock)
         self._every_n_tokens = settings.every_n_tokens
         self._random_rate = settings.random_share / settings.every_n_tokens
         self._budget = DecodeBudget(settings.budget, settings.random_share, clock)
@@ -56,7 +77,34 @@ class SamplingScreen:
             at_random = self._random.random(len(positions)) < self._random_rate
             candidates = np.flatnonzero(at_random | (positions % self._every_n_tokens == 0))
             self._random.shuffle(candidates)
-            return sorted(self._buy(batch, candidates, at_random), key=lambda choice: choice.row)
+            bought = list(self._buy(batch, candidates, at_random))
+            bought += self._buy_raised(batch, {choice.row for choice in bought})
+            return sorted(bought, key=lambda choice: choice.row)
+
+    def raise_sampling(self, scope: Scope, value: str, rate: float, tokens: int) -> bool:
+        """Decode about ``rate`` of the next ``tokens`` of a request, session or tenant.
+
+        Returns:
+            False where no budget was given for that.
+        """
+        if self._raised_bucket is None:
+            return False
+        with self._lock:
+            self._raised.add(scope, value, rate, tokens)
+        return True
+
+    def _buy_raised(self, batch: RowBatch, bought: set[int]) -> Iterator[Choice]:
+        rates, bucket = self._raised.rates(batch), self._raised_bucket
+        if rates is None or bucket is None:
+            return
+        wanted = np.flatnonzero(self._random.random(len(rates)) < rates)
+        self._random.shuffle(wanted)
+        for row in wanted.tolist():
+            if row in bought:
+                continue
+            if not bucket.take():
+                return
+            yield Choice(row, SampleReason.RAISED)
 
     def _buy(
         self, batch: RowBatch, candidates: NDArray[np.int64], at_random: NDArray[np.bool_]
