@@ -67,8 +67,15 @@ class Outcome:
 Progress = Callable[[str, int, int], None]
 
 
-def open_for_evaluation(av_dir: Path, ar_dir: Path, resolve_base: ResolveBase) -> Pair:
-    """Load both halves in float32 on the CPU.
+def open_for_evaluation(
+    av_dir: Path,
+    ar_dir: Path,
+    resolve_base: ResolveBase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 32,
+) -> Pair:
+    """Load both halves on the CPU. Texts do not depend on the batch in float32 alone.
 
     Raises:
         CheckpointError: a broken contract, or no fidelity statistics to measure against.
@@ -79,14 +86,14 @@ def open_for_evaluation(av_dir: Path, ar_dir: Path, resolve_base: ResolveBase) -
         problem = Problem(place, "is missing", "without mean and variance FVE is unknown")
         raise CheckpointError([problem])
     device = torch.device("cpu")
-    model = load_causal_lm(av_checkpoint.source, dtype=torch.float32, device=device)
-    engine = TorchEngine(model, av_checkpoint.tokenizer, batch_size=32)
+    model = load_causal_lm(av_checkpoint.source, dtype=dtype, device=device)
+    engine = TorchEngine(model, av_checkpoint.tokenizer, batch_size=batch_size)
     builder = PromptBuilder(av_checkpoint, engine.prompt_rows(av_checkpoint.prompt_ids))
     return Pair(
         model,
         av_checkpoint,
         Verbalizer(av_checkpoint, builder, engine),
-        load_reconstructor(ar_checkpoint, batch_size=32, dtype=torch.float32, device=device),
+        load_reconstructor(ar_checkpoint, batch_size=batch_size, dtype=dtype, device=device),
         ar_checkpoint.reference,
         _token_means(ar_dir / FIDELITY),
     )
