@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nae_monitor.cli import rules_options as options
 from nae_monitor.cli.configuration import JsonOption
+from nae_monitor.cli.rules_backtest_view import backtest_as_json, print_backtest
 from nae_monitor.cli.rules_corpus import samples_at
-from nae_monitor.cli.rules_options import (
-    DEFAULT_ENCODER,
-    EncoderOption,
-    ModelsOption,
-    NameOption,
-    PathsArgument,
-    chosen_rules,
-    encoder_or_none,
-    rules_at,
-)
-from nae_monitor.cli.terminal import errors, json_line, output, printable
+from nae_monitor.cli.terminal import errors, json_line
 
 if TYPE_CHECKING:
-    from nae_monitor.detect.tools.backtest import Backtest, Difference, RuleTally
-    from nae_monitor.detect.tools.rates import Rate
-
-SHOWN = 20
+    from nae_monitor.detect import RuleSet
+    from nae_monitor.detect.tools.journal import Journal
 
 
 class Unexpected(StrEnum):
@@ -37,7 +28,7 @@ class Unexpected(StrEnum):
 
 
 def backtest(
-    paths: PathsArgument = None,
+    paths: options.PathsArgument = None,
     corpus: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings, or .txt (an explanation a line) and .jsonl files."),
@@ -48,115 +39,57 @@ def backtest(
     unexpected: Annotated[
         Unexpected, typer.Option(help="What hits without an expectation lead to.")
     ] = Unexpected.REPORT,
-    name: NameOption = None,
-    models: ModelsOption = True,
-    encoder: EncoderOption = DEFAULT_ENCODER,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write verdicts to this file, and take them from it: an interrupted run goes on."
+        ),
+    ] = None,
+    name: options.NameOption = None,
+    models: options.ModelsOption = True,
+    encoder: options.EncoderOption = options.DEFAULT_ENCODER,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a corpus and print rates per 1,000 decodings and requests, with 95 % intervals.
 
-    Exit code 1 where an expected match is missing, or with --unexpected fail where one is there
-    that nobody expected. Undecided samples are counted apart: they are not "no match".
+    Aggregation rules are judged by request. Alerts are counted as suppression would have let them
+    through, where the corpus knows when its texts were captured. Undecided samples are counted
+    apart: they are not "no match". Exit code 1 where an expected match is missing, or with
+    --unexpected fail where one is there that nobody expected.
     """
     from rich.progress import Progress
 
-    from nae_monitor.detect import Judge, load_rules
+    from nae_monitor.detect import Judge
     from nae_monitor.detect.tools.backtest import backtest as run
-    from nae_monitor.detect.tools.backtest import read_expectations
+    from nae_monitor.detect.tools.expectations import read_expectations
 
     if not corpus:
         raise typer.BadParameter("name a corpus: --corpus DIR or FILE")
-    chosen = chosen_rules(load_rules(rules_at(paths)), name)
-    wanted = read_expectations(expect, [rule.name for rule in chosen.rules]) if expect else None
-    judge = Judge(chosen, encoder_or_none(models, encoder))
-    with Progress(console=errors(), transient=True) as bar:
+    chosen, model = options.rules_and_encoder(paths, name, models, encoder, members=True)
+    wanted = read_expectations(expect, [rule.name for rule in chosen.every]) if expect else None
+    kept = nullcontext() if resume is None else _journal(resume, chosen, encoder if models else "")
+    with kept as journal, Progress(console=errors(), transient=True) as bar:
         task = bar.add_task("samples", total=None)
-        found = run(judge, samples_at(corpus), wanted, lambda n: bar.update(task, completed=n))
+        found = run(
+            Judge(chosen, model),
+            samples_at(corpus),
+            wanted,
+            lambda done: bar.update(task, completed=done),
+            journal,
+        )
+    if journal is not None and journal.recalled:
+        errors().print(f"{journal.recalled} of {found.samples} verdicts taken from {resume}")
     if as_json:
-        json_line(_as_json(found))
+        json_line(backtest_as_json(found))
     else:
-        _print(found)
+        print_backtest(found)
     if found.counts["missing"] or (unexpected is Unexpected.FAIL and found.counts["unexpected"]):
         raise typer.Exit(1)
 
 
-def _rate(rate: Rate) -> dict[str, Any]:
-    low, high = rate.interval
-    per_1k = None if rate.share is None else round(1000 * rate.share, 3)
-    interval = [round(1000 * low, 3), round(1000 * high, 3)]
-    return {"hits": rate.hits, "of": rate.trials, "per_1k": per_1k, "interval_95": interval}
+def _journal(path: Path, rules: RuleSet, encoder: str) -> Journal:
+    from nae_monitor.detect.tools.journal import Journal
+    from nae_monitor.version import __version__
 
-
-def _as_json(found: Backtest) -> dict[str, Any]:
-    return {
-        "samples": found.samples,
-        "rules": [_tally(tally) for tally in found.tallies.values()],
-        "by_model_and_layer": [
-            {"model": model, "layer": layer, **_rate(rate)}
-            for (model, layer), rate in found.group_rates().items()
-        ],
-        "counts": {kind: found.counts[kind] for kind in ("missing", "unexpected")},
-        "missing": [_difference(d) for d in found.missing],
-        "unexpected": [_difference(d) for d in found.unexpected],
-    }
-
-
-def _tally(tally: RuleTally) -> dict[str, Any]:
-    return {
-        "rule": tally.rule_name,
-        "severity": tally.severity,
-        "samples": _rate(tally.rate),
-        "requests": _rate(tally.request_rate),
-        "phases": {phase: _rate(rate) for phase, rate in tally.phase_rates().items()},
-        "undecided": tally.undecided,
-    }
-
-
-def _difference(difference: Difference) -> dict[str, str]:
-    return {"id": difference.sample_id, "rule": difference.rule_name}
-
-
-def _print(found: Backtest) -> None:
-    from rich.table import Table
-
-    console = output()
-    table = Table("rule", "what", box=None, pad_edge=False)
-    for heading in ("judged", "hits", "per 1k (95 %)", "undecided"):
-        table.add_column(heading, justify="right")
-    for tally in found.tallies.values():
-        rows = [("samples", tally.rate)]
-        if len(tally.judged) > 1:
-            rows += list(tally.phase_rates().items())
-        if len(tally.requests) < tally.rate.trials:
-            rows.append(("requests", tally.request_rate))
-        for number, (phase, rate) in enumerate(rows):
-            first = number == 0
-            table.add_row(
-                tally.rule_name if first else "",
-                phase,
-                str(rate.trials),
-                str(rate.hits),
-                _shown(rate),
-                str(tally.undecided) if first else "",
-            )
-    console.print(table)
-    console.print(f"{found.samples} samples")
-    if len(found.groups) > 1:
-        for (model, layer), rate in found.group_rates().items():
-            console.print(
-                printable(f"{model or '(no model)'} layer {layer}: {_shown(rate)} per 1k")
-            )
-    for kind, listed in (("missing", found.missing), ("unexpected", found.unexpected)):
-        if found.counts[kind]:
-            console.print(f"{found.counts[kind]} {kind}:")
-            for one in listed[:SHOWN]:
-                console.print(printable(f"  {one.sample_id}: {one.rule_name}"), soft_wrap=True)
-            if found.counts[kind] > SHOWN:
-                console.print(f"  and {found.counts[kind] - SHOWN} more; --json lists them")
-
-
-def _shown(rate: Rate) -> str:
-    if rate.share is None:
-        return "-"
-    low, high = rate.interval
-    return f"{1000 * rate.share:.3g} ({1000 * low:.3g}-{1000 * high:.3g})"
+    depends_on = {"rules": rules.fingerprint, "encoder": encoder, "version": __version__}
+    return Journal(path, depends_on)

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nae_monitor.cli import rules_options as options
 from nae_monitor.cli.configuration import JsonOption
 from nae_monitor.cli.rules_corpus import samples_at
 from nae_monitor.cli.rules_explain_view import print_explanation
-from nae_monitor.cli.rules_options import (
-    DEFAULT_ENCODER,
-    EncoderOption,
-    ModelsOption,
-    RulesOption,
-    encoder_or_none,
-    rules_at,
+from nae_monitor.cli.rules_explain_windows import (
+    fate_line,
+    print_windows,
+    windows_as_json,
 )
-from nae_monitor.cli.terminal import json_line
+from nae_monitor.cli.terminal import json_line, output
 from nae_monitor.errors import InputDataError
 
 if TYPE_CHECKING:
-    from nae_monitor.detect import Encoder, Rule, RuleSet
+    from nae_monitor.detect import AggregationRule, Encoder, Rule, RuleSet
+    from nae_monitor.detect.tools.alerting import Alerted
     from nae_monitor.detect.tools.corpus import Sample
     from nae_monitor.detect.tools.explain import Explanation, Step
 
@@ -38,8 +37,9 @@ def explain(
     text: Annotated[
         str,
         typer.Option(
-            help="The explanation; - reads it from standard input; @DIR[#REQUEST:POSITION] takes "
-            "it from a recording (without a place: the first row that matches, else the first)."
+            help="The explanation; - reads it from standard input; @PATH[#REQUEST:POSITION] takes "
+            "it from a recording or a .jsonl file (without a place: the first row that matches, "
+            "else the first). Aggregation rules look at all rows of @PATH, or at one #REQUEST."
         ),
     ],
     prompt: Annotated[str, typer.Option(help="The prompt rules see.")] = "",
@@ -48,46 +48,94 @@ def explain(
         float | None, typer.Option(help="Fraction of variance explained. Default: full.")
     ] = None,
     unscored: Annotated[bool, typer.Option("--unscored", help="The FVE is not known.")] = False,
-    rules: RulesOption = None,
-    models: ModelsOption = True,
-    encoder: EncoderOption = DEFAULT_ENCODER,
+    rules: options.RulesOption = None,
+    models: options.ModelsOption = True,
+    encoder: options.EncoderOption = options.DEFAULT_ENCODER,
     as_json: JsonOption = False,
 ) -> None:
     """Show every part of a rule's condition with its answer and what it found where.
 
-    Exit code 0 for a match, 1 for none or undecided.
+    Of an aggregation rule, the window it came nearest in. Of a row of a recording, whether
+    suppression held its alert back. Exit code 0 for a match, 1 for none or undecided.
     """
-    from nae_monitor.detect import load_rules
-    from nae_monitor.detect.tools.explain import explain as run
+    from nae_monitor.detect import AggregationRule, load_rules
 
-    chosen = _rule(load_rules(rules_at(rules)), rule)
-    model = encoder_or_none(models and bool(chosen.semantic_selections()), encoder)
-    if text.startswith("@"):
-        sample = _recorded(chosen, text[1:], model)
+    loaded = load_rules(options.rules_at(rules))
+    chosen = options.rule_named(loaded.every, rule)
+    model = options.encoder_or_none(models and _needs_encoder(loaded, chosen), encoder)
+    fields = {"prompt": prompt, "output": reply, "fve": 1.0 if fve is None else fve}
+    if unscored:
+        fields["fve"] = None
+    if isinstance(chosen, AggregationRule):
+        matched = _explain_windows(loaded, chosen, model, text, fields, as_json)
     else:
-        from nae_monitor.detect.tools.corpus import sample_of
-
-        shown = sys.stdin.read(MAX_TEXT_CHARS) if text == "-" else text
-        figure = None if unscored else 1.0 if fve is None else fve
-        fields = {"explanation": shown.strip(), "prompt": prompt, "output": reply, "fve": figure}
-        sample = sample_of(_in_scope(chosen) | fields, "text")
-    found = run(chosen, sample, model, datetime.datetime.now(datetime.UTC).date())
-    if as_json:
-        json_line(_as_json(found, sample))
-    else:
-        print_explanation(found, sample)
-    if found.outcome != "match":
+        matched = _explain_row(chosen, model, text, fields, as_json)
+    if not matched:
         raise typer.Exit(1)
 
 
-def _rule(rules: RuleSet, name: str) -> Rule:
-    from nae_monitor.strict_yaml import nearest
+def _needs_encoder(rules: RuleSet, chosen: Rule | AggregationRule) -> bool:
+    """Whether the rule, or a rule that it counts, has a semantic selection."""
+    counted = {chosen.name, *getattr(chosen, "rules", ()), *getattr(chosen, "absent", ())}
+    return any(rule.semantic_selections() for rule in rules.rules if rule.name in counted)
 
-    for rule in rules.rules:
-        if name in (rule.name, rule.id):
-            return rule
-    known = [rule.name for rule in rules.rules]
-    raise typer.BadParameter(f"no rule {name!r}: {nearest(name, known)}")
+
+def _explain_row(
+    rule: Rule, model: Encoder | None, text: str, fields: dict[str, Any], as_json: bool
+) -> bool:
+    from nae_monitor.detect.tools.alerting import alert_among
+    from nae_monitor.detect.tools.explain import explain as run
+
+    alerted: Alerted | None = None
+    if text.startswith("@"):
+        sample = _recorded(rule, text[1:], model)
+        if rule.suppress is not None:
+            directory = Path(text[1:].partition("#")[0])
+            alerted = alert_among(rule, sample, samples_at([directory]), model)
+    else:
+        sample = _written(_in_scope(rule), text, fields)
+    found = run(rule, sample, model, datetime.datetime.now(datetime.UTC).date())
+    suppression = fate_line(rule.suppress, alerted)
+    if as_json:
+        fate = None if alerted is None else alerted.fate
+        json_line(_as_json(found, sample) | {"suppression": suppression, "alert": fate})
+    else:
+        print_explanation(found, sample)
+        if suppression:
+            output().print(suppression, soft_wrap=True)
+    return found.outcome == "match"
+
+
+def _explain_windows(
+    rules: RuleSet,
+    rule: AggregationRule,
+    model: Encoder | None,
+    text: str,
+    fields: dict[str, Any],
+    as_json: bool,
+) -> bool:
+    from nae_monitor.detect.tools.explain_windows import explain_aggregation
+
+    wanted = ""
+    if text.startswith("@"):
+        directory, _, wanted = text[1:].partition("#")
+        samples = samples_at([Path(directory)])
+    else:
+        samples = iter([_written({}, text, fields)])
+    found = explain_aggregation(rules, rule, samples, model, wanted)
+    if as_json:
+        json_line(windows_as_json(found))
+    else:
+        print_windows(found)
+    return found.outcome.value == "match"
+
+
+def _written(circumstances: dict[str, Any], text: str, fields: dict[str, Any]) -> Sample:
+    """A text given on the command line or on standard input."""
+    from nae_monitor.detect.tools.corpus import sample_of
+
+    shown = sys.stdin.read(MAX_TEXT_CHARS) if text == "-" else text
+    return sample_of(circumstances | fields | {"explanation": shown.strip()}, "text")
 
 
 def _in_scope(rule: Rule) -> dict[str, Any]:

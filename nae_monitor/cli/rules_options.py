@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,7 +12,9 @@ from nae_monitor.cli.terminal import quiet_libraries
 from nae_monitor.settings import DetectSettings
 
 if TYPE_CHECKING:
-    from nae_monitor.detect import Encoder, RuleSet
+    from nae_monitor.detect import AggregationRule, Encoder, Rule, RuleSet
+
+_OneRule = TypeVar("_OneRule", bound="Rule | AggregationRule")
 
 DEFAULT_ENCODER = DetectSettings().encoder or ""
 PathsArgument = Annotated[
@@ -44,8 +47,10 @@ def rules_at(paths: list[str] | None) -> list[str]:
     return paths or ["builtin"]
 
 
-def chosen_rules(rules: RuleSet, name: str | None) -> RuleSet:
-    """The rules whose name holds ``name``; all without one.
+def chosen_rules(rules: RuleSet, name: str | None, *, members: bool = False) -> RuleSet:
+    """The rules and aggregation rules whose name holds ``name``; all without one.
+
+    With ``members`` also the rules that chosen aggregation rules count: they cannot fire without.
 
     Raises:
         BadParameter: no rule's name does.
@@ -54,11 +59,37 @@ def chosen_rules(rules: RuleSet, name: str | None) -> RuleSet:
 
     if name is None:
         return rules
-    kept = [rule for rule in rules.rules if name in rule.name]
-    if not kept:
-        known = ", ".join(sorted(rule.name for rule in rules.rules))
+    aggregations = [rule for rule in rules.aggregations if name in rule.name]
+    counted = {n for rule in aggregations for n in (*rule.rules, *rule.absent) if members}
+    kept = [rule for rule in rules.rules if name in rule.name or rule.name in counted]
+    if not kept and not aggregations:
+        known = ", ".join(sorted(rule.name for rule in rules.every))
         raise typer.BadParameter(f"no rule's name holds {name!r}; there are: {known}")
-    return RuleSet.of(kept)
+    return RuleSet.of(kept, aggregations)
+
+
+def rule_named(rules: Sequence[_OneRule], name: str) -> _OneRule:
+    """The rule of that name or id.
+
+    Raises:
+        BadParameter: there is none; names the nearest.
+    """
+    from nae_monitor.strict_yaml import nearest
+
+    for rule in rules:
+        if name in (rule.name, rule.id):
+            return rule
+    raise typer.BadParameter(f"no rule {name!r}: {nearest(name, [rule.name for rule in rules])}")
+
+
+def rules_and_encoder(
+    paths: list[str] | None, name: str | None, models: bool, encoder: str, *, members: bool = False
+) -> tuple[RuleSet, Encoder | None]:
+    """What most commands need: the chosen rules, and the encoder where models are wanted."""
+    from nae_monitor.detect import load_rules
+
+    chosen = chosen_rules(load_rules(rules_at(paths)), name, members=members)
+    return chosen, encoder_or_none(models, encoder)
 
 
 def encoder_or_none(models: bool, name: str) -> Encoder | None:

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nae_monitor.cli import rules_options as options
 from nae_monitor.cli.configuration import JsonOption
-from nae_monitor.cli.rules_options import (
-    DEFAULT_ENCODER,
-    EncoderOption,
-    ModelsOption,
-    NameOption,
-    PathsArgument,
-    chosen_rules,
-    encoder_or_none,
-    rules_at,
-)
 from nae_monitor.cli.terminal import json_line, output, printable
 
 if TYPE_CHECKING:
@@ -30,11 +21,11 @@ STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
 def run_tests(
-    paths: PathsArgument = None,
-    name: NameOption = None,
+    paths: options.PathsArgument = None,
+    name: options.NameOption = None,
     strict: Annotated[bool, typer.Option(help="A skipped test is a failure.")] = False,
-    models: ModelsOption = True,
-    encoder: EncoderOption = DEFAULT_ENCODER,
+    models: options.ModelsOption = True,
+    encoder: options.EncoderOption = options.DEFAULT_ENCODER,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
     with_coverage: Annotated[
         bool, typer.Option("--coverage", help="Show what the tests exercise, by selection.")
@@ -49,12 +40,11 @@ def run_tests(
     A test that needs a model which was not loaded is SKIPPED, never passed. A selection is covered
     when one test makes it match, one does not, and one that expects no match hangs on its answer.
     """
-    from nae_monitor.detect import load_rules, run_inline_tests
+    from nae_monitor.detect import run_inline_tests
     from nae_monitor.detect.tools.coverage import coverage
     from nae_monitor.detect.tools.junit import to_junit
 
-    chosen = chosen_rules(load_rules(rules_at(paths)), name)
-    model = encoder_or_none(models, encoder)
+    chosen, model = options.rules_and_encoder(paths, name, models, encoder)
     results = run_inline_tests(chosen, model)
     covered = coverage(chosen.rules, model) if with_coverage or minimum else []
     low = [rule for rule in covered if rule.percent < minimum]

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nae_monitor.detect import Judge
-from nae_monitor.detect.tools.backtest import Backtest, backtest, read_expectations
+from nae_monitor.detect.tools.backtest import Backtest, backtest
 from nae_monitor.detect.tools.bench import bench
 from nae_monitor.detect.tools.corpus import Sample, read_corpus, sample_of
 from nae_monitor.detect.tools.coverage import coverage
 from nae_monitor.detect.tools.difference import rule_changes, verdict_changes
+from nae_monitor.detect.tools.expectations import read_expectations
 from nae_monitor.detect.tools.explain import explain
 from nae_monitor.detect.tools.lock import lock_faults, lock_of, lock_text, read_lock
 from nae_monitor.detect.tools.rates import Z_95, Rate

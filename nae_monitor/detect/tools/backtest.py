@@ -3,46 +3,71 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.schema import Rule
+from nae_monitor.detect.tools.alerting import Alerting, Fate
 from nae_monitor.detect.tools.corpus import Sample
+from nae_monitor.detect.tools.journal import Journal
 from nae_monitor.detect.tools.rates import Rate
-from nae_monitor.errors import ConfigurationError, InputDataError
-from nae_monitor.records import FindingState
-from nae_monitor.strict_yaml import read_document
+from nae_monitor.detect.tools.windows import CorpusWindows, Names, names_by_state
+from nae_monitor.records import Finding, FindingState, Request
 
 MAX_LISTED = 1_000  # unexpected and missing hits that are listed one by one
+Group = tuple[str, int, str]  # model, layer, phase
 
 
 @dataclass(slots=True)
 class RuleTally:
-    """What one rule did. Samples are decodings; requests are the messages they belong to."""
+    """What one rule did. Samples are decodings; requests are the messages they belong to.
+
+    An aggregation rule has no answer for a single sample: its trials are requests, of which its
+    groups leave the phase open.
+    """
 
     rule_name: str
     severity: str
-    judged: Counter[str] = field(default_factory=Counter)  # samples in scope, by phase
-    matched: Counter[str] = field(default_factory=Counter)
+    is_aggregation: bool = False
+    groups: dict[Group, list[int]] = field(default_factory=dict)  # hits, judged
     undecided: int = 0
     requests: set[str] = field(default_factory=set)
     requests_matched: set[str] = field(default_factory=set)
+    alerts: Counter[Fate] = field(default_factory=Counter)
 
     @property
     def rate(self) -> Rate:
-        """Matches of judged samples."""
-        return Rate(self.matched.total(), self.judged.total())
+        """Matches of judged samples; of requests where the rule is an aggregation."""
+        return _sum(self.groups.values())
 
     @property
     def request_rate(self) -> Rate:
         """Requests with a match, of requests with a judged sample."""
         return Rate(len(self.requests_matched), len(self.requests))
 
+    def group_rates(self) -> Mapping[Group, Rate]:
+        """Matches by model, layer and phase."""
+        return {group: Rate(*self.groups[group]) for group in sorted(self.groups)}
+
     def phase_rates(self) -> Mapping[str, Rate]:
         """Matches by phase."""
-        return {phase: Rate(self.matched[phase], n) for phase, n in sorted(self.judged.items())}
+        phases = sorted({phase for _, _, phase in self.groups})
+        return {
+            phase: _sum(n for group, n in self.groups.items() if group[2] == phase)
+            for phase in phases
+        }
+
+    def count(self, group: Group, *, hits: int = 0, trials: int = 0) -> None:
+        """Add to one group."""
+        counts = self.groups.setdefault(group, [0, 0])
+        counts[0] += hits
+        counts[1] += trials
+
+
+def _sum(counts: Iterable[Sequence[int]]) -> Rate:
+    pairs = list(counts)
+    return Rate(sum(hits for hits, _ in pairs), sum(trials for _, trials in pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +99,23 @@ def backtest(
     samples: Iterable[Sample],
     expectations: Mapping[str, frozenset[str]] | None = None,
     progress: Callable[[int], None] | None = None,
+    journal: Journal | None = None,
 ) -> Backtest:
-    """Judge every sample.
+    """Judge every sample, by aggregation rules too.
 
     Args:
         judge: the rules.
         samples: the corpus; read once.
         expectations: sample or request id -> the rules that must match; where a request is named,
-            on any of its samples. It replaces what a sample itself expects.
+            on any of its samples. It replaces what a sample itself expects. An aggregation rule is
+            expected of a request, by whichever of its samples.
         progress: called with the number of samples done.
+        journal: verdicts known already are taken from it, new ones are written to it.
+
+    Raises:
+        InputDataError: the journal is of another corpus.
     """
-    run = _Run(judge, expectations or {})
+    run = _Run(judge, expectations or {}, journal)
     for sample in samples:
         run.take(sample)
         if progress is not None:
@@ -94,20 +125,33 @@ def backtest(
 
 
 class _Run:
-    def __init__(self, judge: Judge, expectations: Mapping[str, frozenset[str]]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        expectations: Mapping[str, frozenset[str]],
+        journal: Journal | None,
+    ) -> None:
         self.outcome = Backtest()
         self._judge = judge
+        self._journal = journal
         self._expectations = expectations
-        self._rules = [rule for rule in judge.rule_set.rules if rule.enabled]
+        rule_set = judge.rule_set
+        self._rules = [rule for rule in rule_set.rules if rule.enabled]
+        self._aggregations = [rule for rule in rule_set.aggregations if rule.enabled]
+        self._window_names = frozenset(rule.name for rule in self._aggregations)
+        self._windows = CorpusWindows(rule_set)
+        self._alerting = Alerting()
         self._seen: dict[str, set[str]] = {}  # expected id -> rules that matched
-        for rule in self._rules:
-            self.outcome.tallies[rule.name] = RuleTally(rule.name, rule.severity.value)
+        self._of_requests: dict[str, _OfRequest] = {}
+        for rule in rule_set.every:
+            if rule.enabled:
+                tally = RuleTally(rule.name, rule.severity.value, rule.name in self._window_names)
+                self.outcome.tallies[rule.name] = tally
 
     def take(self, sample: Sample) -> None:
         activation = sample.activation
-        findings = self._judge.judge(activation, sample.decoding, sample.transcript)
-        matched = {f.rule_name for f in findings if f.state is FindingState.MATCH}
-        undecided = {f.rule_name for f in findings if f.state is FindingState.UNDECIDED}
+        matched, undecided = self._verdict(sample)
+        self._alerting.saw(activation)
         for rule in self._rules:
             if rule.scope.admits(activation):
                 self._count(rule, sample, rule.name in matched, rule.name in undecided)
@@ -116,19 +160,38 @@ class _Run:
         group[1] += 1
         self.outcome.samples += 1
         self._compare(sample, matched)
+        self._settle(self._windows.take(activation, matched, undecided))
+
+    def _verdict(self, sample: Sample) -> tuple[Names, Names]:
+        known = self._journal.recall(sample) if self._journal is not None else None
+        if known is not None:
+            return known
+        given = sample.activation, sample.decoding, sample.transcript
+        matched, undecided = names_by_state(self._judge.judge(*given))
+        if self._journal is not None:
+            self._journal.note(sample, matched, undecided)
+        return matched, undecided
 
     def _count(self, rule: Rule, sample: Sample, matched: bool, undecided: bool) -> None:
         tally = self.outcome.tallies[rule.name]
-        request_id = sample.activation.request.request_id
-        tally.judged[sample.activation.phase.value] += 1
-        tally.requests.add(request_id)
+        activation = sample.activation
+        request = activation.request
+        group = request.model, activation.layer, activation.phase.value
+        tally.count(group, hits=matched, trials=1)
+        tally.requests.add(request.request_id)
         tally.undecided += undecided
         if matched:
-            tally.matched[sample.activation.phase.value] += 1
-            tally.requests_matched.add(request_id)
+            tally.requests_matched.add(request.request_id)
+            self._alerting.hit(request, rule, activation.position)
 
-    def _compare(self, sample: Sample, matched: set[str]) -> None:
+    def _compare(self, sample: Sample, matched: Names) -> None:
         request_id = sample.activation.request.request_id
+        of_request = self._of_requests.get(request_id)
+        if of_request is None:
+            where = sample.activation.request.model, sample.activation.layer, ""
+            of_request = self._of_requests[request_id] = _OfRequest(
+                sample.activation.request, where
+            )
         named = [name for name in {sample.id, request_id} if name in self._expectations]
         for name in named:
             self._seen.setdefault(name, set()).update(matched)
@@ -136,8 +199,9 @@ class _Run:
             expected = frozenset[str]().union(*(self._expectations[name] for name in named))
         else:
             expected = sample.expected or frozenset()
-            for rule in sorted(expected - matched):
+            for rule in sorted(expected - matched - self._window_names):
                 self._note("missing", sample.id, rule)
+        of_request.expected |= expected & self._window_names
         for rule in sorted(matched - expected):
             self._note("unexpected", sample.id, rule)
 
@@ -147,30 +211,47 @@ class _Run:
         if len(listed) < MAX_LISTED:
             listed.append(Difference(sample_id, rule))
 
+    def _settle(self, findings: Iterable[Finding]) -> None:
+        """Take what aggregation rules found on requests."""
+        for finding in findings:
+            of_request = self._of_requests[finding.request_id]
+            matched = finding.state is FindingState.MATCH
+            (of_request.matched if matched else of_request.undecided).add(finding.rule_name)
+            self._alerting.add(of_request.request, [finding])
+
     def finish(self) -> None:
-        """What was expected and never came, samples that were not there included."""
+        """What windows say, what was expected and never came, and the fate of the alerts."""
+        self._settle(self._windows.finish())
+        for request_id, of_request in self._of_requests.items():
+            for rule in self._aggregations:
+                self._count_windows(self.outcome.tallies[rule.name], request_id, of_request)
+            for name in sorted(of_request.expected - of_request.matched):
+                self._note("missing", request_id, name)
+            for name in sorted(of_request.matched - of_request.expected):
+                self._note("unexpected", request_id, name)
         for name, expected in self._expectations.items():
-            for rule in sorted(expected - self._seen.get(name, set())):
-                self._note("missing", name, rule)
+            told = self._window_names if name in self._seen else frozenset()
+            for rule_name in sorted(expected - self._seen.get(name, set()) - told):
+                self._note("missing", name, rule_name)
+        for alerted in self._alerting.fates(self._judge.rule_set.suppressions()):
+            self.outcome.tallies[alerted.alert.rule_name].alerts[alerted.fate] += 1
+
+    def _count_windows(self, tally: RuleTally, request_id: str, of_request: _OfRequest) -> None:
+        matched = tally.rule_name in of_request.matched
+        tally.requests.add(request_id)
+        tally.count(of_request.where, hits=matched, trials=1)
+        if matched:
+            tally.requests_matched.add(request_id)
+        elif tally.rule_name in of_request.undecided:
+            tally.undecided += 1
 
 
-def read_expectations(path: Path, known: Iterable[str]) -> dict[str, frozenset[str]]:
-    """A YAML or JSON mapping of sample or request id to the rules that must match.
+@dataclass(slots=True)
+class _OfRequest:
+    """What is known of one request: where it was read, and what aggregation rules say of it."""
 
-    Raises:
-        InputDataError: it is not that, or names a rule that is not among ``known``.
-    """
-    try:
-        value = read_document(path).value
-    except ConfigurationError as error:
-        raise InputDataError(str(error)) from error
-    if not isinstance(value, dict):
-        raise InputDataError(f"{path}: must be a mapping of ids to lists of rule names")
-    rules = frozenset(known)
-    for name, expected in value.items():
-        is_list = isinstance(expected, list) and all(isinstance(rule, str) for rule in expected)
-        if not is_list:
-            raise InputDataError(f"{path}: {name} must have a list of rule names")
-        if foreign := sorted(set(expected) - rules):
-            raise InputDataError(f"{path}: {name} expects {foreign[0]!r}, which is no rule here")
-    return {name: frozenset(expected) for name, expected in value.items()}
+    request: Request
+    where: Group
+    matched: set[str] = field(default_factory=set)
+    undecided: set[str] = field(default_factory=set)
+    expected: set[str] = field(default_factory=set)

@@ -1,8 +1,9 @@
 """Texts to judge without a model: one explanation a line, or JSON lines with its circumstances.
 
 A JSON line holds ``explanation`` and, where known, ``id``, ``request_id``, ``prompt``, ``output``,
-``token``, ``fve``, ``cosine``, ``phase``, ``position``, ``layer``, ``model``, ``request`` (the
-request.KEY fields) and ``expect`` (names of the rules that must match).
+``token``, ``fve``, ``cosine``, ``phase``, ``position``, ``layer``, ``model``, ``time_unix_s`` (of
+capture), ``request`` (the request.KEY fields) and ``expect`` (names of the rules that must match).
+A line that names no position stands one token behind the line before it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from nae_monitor.strict_yaml import nearest
 
 SUFFIXES = (".txt", ".jsonl")
 MAX_LINE_BYTES = 4 * 1024 * 1024
-PAST_THE_START = 1_000  # position of a text that names none: past every rule's min_token_index
+PAST_THE_START = 1_000  # position of the first text: past every rule's min_token_index
+MAX_TIME_UNIX_S = 2**33
 _TEXTS = ("id", "request_id", "prompt", "output", "token", "model", "explanation", "phase")
 _NUMBERS = ("fve", "cosine")
 _INTEGERS = ("position", "layer")
-_KEYS = (*_TEXTS, *_NUMBERS, *_INTEGERS, "request", "expect")
+_KEYS = (*_TEXTS, *_NUMBERS, *_INTEGERS, "time_unix_s", "request", "expect")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,12 +75,13 @@ def _samples(file: Path) -> Iterator[Sample]:
                 if len(line) > MAX_LINE_BYTES:
                     raise InputDataError(f"{where}: longer than {MAX_LINE_BYTES} bytes")
                 if line.strip():
-                    yield _sample(line, where, file.suffix == ".jsonl")
+                    place = PAST_THE_START + number - 1
+                    yield _sample(line, where, file.suffix == ".jsonl", place)
     except OSError as error:
         raise InputDataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _sample(line: bytes, where: str, is_json: bool) -> Sample:
+def _sample(line: bytes, where: str, is_json: bool, place: int) -> Sample:
     try:
         text = line.decode("utf-8").strip()
         value = json.loads(text) if is_json else {"explanation": text}
@@ -87,7 +90,7 @@ def _sample(line: bytes, where: str, is_json: bool) -> Sample:
     if not isinstance(value, dict):
         raise InputDataError(f"{where}: is not a JSON object")
     _check(value, where)
-    return sample_of(value, where)
+    return sample_of({"position": place, **value}, where)
 
 
 def _check(value: dict[str, Any], where: str) -> None:
@@ -100,6 +103,7 @@ def _check(value: dict[str, Any], where: str) -> None:
             or (key in _NUMBERS and (item is None or is_number))
             or (key in _INTEGERS and type(item) is int and 0 <= item < 2**31)
             or (key in ("prompt", "output") and item is None)
+            or (key == "time_unix_s" and is_number and 0 <= item < MAX_TIME_UNIX_S)
             or (key == "request" and isinstance(item, dict) and _all_text(item.values()))
             or (key == "expect" and isinstance(item, list) and _all_text(item))
         )
@@ -138,6 +142,7 @@ def sample_of(value: dict[str, Any], name: str) -> Sample:
         layer=value.get("layer", 0),
         vector=torch.zeros(1),
         reason=SampleReason.REPLAY,
+        captured_unix_ns=round(value.get("time_unix_s", 0) * 1_000_000_000),
     )
     fve, cosine = value.get("fve", 1.0), value.get("cosine", 1.0)
     decoding = Decoding(value["explanation"], True, cosine, fve, None, 0, "", 0, 0.0)

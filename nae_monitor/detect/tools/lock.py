@@ -10,6 +10,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from nae_monitor.detect.aggregation import AggregationRule
 from nae_monitor.detect.packs import RuleSet
 from nae_monitor.detect.schema import Rule
 from nae_monitor.errors import InputDataError
@@ -21,7 +22,7 @@ _NOT_CONTENT = ("version", "tests")  # examples may be added without a new versi
 Lock = Mapping[str, Mapping[str, str]]
 
 
-def content_sha256(rule: Rule) -> str:
+def content_sha256(rule: Rule | AggregationRule) -> str:
     """The hash of what a rule says, without its version and its tests."""
     content = {key: value for key, value in rule.canonical.items() if key not in _NOT_CONTENT}
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
@@ -29,10 +30,10 @@ def content_sha256(rule: Rule) -> str:
 
 
 def lock_of(rule_set: RuleSet) -> Lock:
-    """The lock of a rule set, by rule id."""
+    """The lock of a rule set, aggregation rules included, by rule id."""
     return {
         rule.id: {"name": rule.name, "version": rule.version, "sha256": content_sha256(rule)}
-        for rule in rule_set.rules
+        for rule in rule_set.every
     }
 
 
