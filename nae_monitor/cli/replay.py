@@ -86,6 +86,7 @@ def _replay(
             decoder=parts.decoder,
             judge=parts.judge,
             correlate=Correlator(lambda: parts.rules, health),
+            suppress=parts.rules.suppressions(),
             redecode=redecode,
             decode_missing=decode_missing,
             batch_size=batch_size,
@@ -115,6 +116,7 @@ def _as_json(run: ReplayRun, comparison: Comparison | None) -> dict[str, Any]:
 
     fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     value = fields | {"directory": str(run.directory), "dropped": dict(run.dropped)}
+    value["alerts"] = dict(run.alerts)
     if comparison is not None:
         value["comparison"] = {
             "identical": comparison.identical,
@@ -134,6 +136,11 @@ def _print(run: ReplayRun, comparison: Comparison | None) -> None:
     )
     for reason, rows in run.dropped.items():
         console.print(f"  {rows} rows not judged: {reason}")
+    if alerts := sum(run.alerts.values()):
+        held_back = run.alerts.get("repeat", 0) + run.alerts.get("overflow", 0)
+        untimed = run.alerts.get("untimed", 0)
+        note = f", {untimed} of unknown time" if untimed else ""
+        console.print(f"{alerts} alerts: {held_back} held back by suppression{note}")
     console.print(f"run: {run.directory}", soft_wrap=True)
     if comparison is None:
         return

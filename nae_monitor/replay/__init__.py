@@ -3,7 +3,8 @@
 from nae_monitor.replay.compare import Comparison, compare
 from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
 from nae_monitor.replay.report import write_report
-from nae_monitor.replay.run import ReplayRun, cautious_verdict, replay
+from nae_monitor.replay.run import ReplayRun, replay
+from nae_monitor.replay.verdicts import cautious_verdict
 
 __all__ = [
     "Comparison",

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nae_monitor.detect import Sample
+from nae_monitor.detect.response import Suppression
 from nae_monitor.health import Health
 from nae_monitor.recording import (
     RecordingWriter,
@@ -20,12 +21,14 @@ from nae_monitor.recording import (
     transcript_for,
 )
 from nae_monitor.recording.privacy import Content
-from nae_monitor.records import Decoding, Finding, FindingState, Transcript, VerdictState
+from nae_monitor.records import Decoding, Finding, Transcript
+from nae_monitor.replay.alerts import ReplayedAlerts
 from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
 from nae_monitor.replay.plan import common_content, common_dtype, refuse_mismatch, run_manifest
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
+from nae_monitor.replay.verdicts import cautious_verdict
 
 PIECE_BYTES = 128 * 1024 * 1024
 
@@ -41,6 +44,7 @@ class ReplayRun:
     judged: int
     findings: int
     dropped: Mapping[str, int]  # rows by reason
+    alerts: Mapping[str, int] = field(default_factory=dict)  # by fate; empty where not asked for
 
 
 def replay(
@@ -61,6 +65,7 @@ def replay(
     hmac_key: bytes | None = None,
     piece_bytes: int = PIECE_BYTES,
     correlate: Correlate | None = None,
+    suppress: Mapping[str, Suppression] | None = None,
 ) -> ReplayRun:
     """Judge recorded activations again, and write the outcome as a new recording.
 
@@ -85,6 +90,8 @@ def replay(
         piece_bytes: how much of the recordings may be in memory at a time.
         correlate: the aggregation rules. Where one of them groups several requests, findings and
             request records stay in memory until the last row is judged.
+        suppress: suppression by rule id. Where given, the run directory gets ``alerts.jsonl``:
+            every alert that the findings would have led to, sent or held back.
 
     Raises:
         RecordingError: a recording that is damaged, or of another model, layer or width.
@@ -105,6 +112,8 @@ def replay(
     health = health or Health()
     rows = RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health)
     work = _Replay(rows, judge, health, writer, conclude or cautious_verdict, correlate)
+    if suppress is not None:
+        work.alerts = ReplayedAlerts(suppress)
     with writer:
         done = 0
         for piece in index.pieces(piece_bytes):
@@ -114,24 +123,6 @@ def replay(
                 progress(done, len(index))
         work.finish(index.requests())
     return work.outcome()
-
-
-def cautious_verdict(
-    record: RequestRecord, findings: tuple[Finding, ...], dropped_rows: int
-) -> tuple[VerdictState, tuple[str, ...]]:
-    """Alert on any match; clean only what was clean live and lost nothing in replay."""
-    if any(finding.state is FindingState.MATCH for finding in findings):
-        return VerdictState.ALERT, ()
-    reasons = [f"{f.rule_name}: {why}" for f in findings for why in f.undecided]
-    if dropped_rows:
-        reasons.append(f"{dropped_rows} rows could not be judged again")
-    if record.state is VerdictState.UNDECIDED:
-        reasons.extend(record.reasons)
-    elif record.state is VerdictState.ALERT:
-        reasons.append("the alert is gone, and coverage was not judged again")
-    if reasons:
-        return VerdictState.UNDECIDED, tuple(dict.fromkeys(reasons))
-    return VerdictState.CLEAN, ()
 
 
 @dataclass(slots=True)
@@ -156,6 +147,7 @@ class _Replay:
     writer: RecordingWriter
     conclude: Conclude
     correlate: Correlate | None
+    alerts: ReplayedAlerts | None = None
     _waiting: list[dict[int, _OfRequest]] = field(default_factory=list)
     _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
     _current_id: str | None = None
@@ -194,6 +186,8 @@ class _Replay:
         else:
             request.judged += 1
             request.findings.extend(findings)
+            if self.alerts is not None:
+                self.alerts.judged(recorded.activation, findings)
             if self.correlate is not None:
                 request.samples.append(self.correlate.sample(recorded.activation, findings))
             self.health.count("tokens.judged", request_id=request_id)
@@ -225,6 +219,8 @@ class _Replay:
             more = correlated(self.correlate, [(one.samples, one.records) for one in requests])
             for request, findings in zip(requests, more, strict=True):
                 request.findings.extend(findings)
+                if self.alerts is not None:
+                    self.alerts.aggregated(findings)
         for same_id in self._waiting:
             self._write_findings(f for request in same_id.values() for f in request.findings)
             for number, request in same_id.items():
@@ -268,7 +264,7 @@ class _Replay:
                 self._write_request(record, rest)
 
     def outcome(self) -> ReplayRun:
-        """The counts so far."""
+        """The counts, and the alerts written down."""
         return ReplayRun(
             directory=self.writer.directory,
             rows=self._counts["rows"],
@@ -277,6 +273,7 @@ class _Replay:
             judged=self._counts["rows"] - sum(self._dropped.values()),
             findings=self._counts["findings"],
             dropped=MappingProxyType(dict(sorted(self._dropped.items()))),
+            alerts=self.alerts.write(self.writer.directory) if self.alerts is not None else {},
         )
 
 
