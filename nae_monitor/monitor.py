@@ -76,14 +76,16 @@ class Monitor:
         self._closed = False
 
     @classmethod
-    def from_yaml(cls, path: Path | str) -> Monitor:
+    def from_yaml(cls, path: Path | str, *, on_decision: OnDecision | None = None) -> Monitor:
         """Load everything a configuration names.
+
+        ``on_decision`` is told every action that a rule asks for, and whether it was carried out.
 
         Raises:
             ConfigurationError: every problem of the configuration, the rules, the checkpoints
                 and the sinks at once.
         """
-        return cls.from_settings(Settings.from_yaml(path))
+        return cls.from_settings(Settings.from_yaml(path), on_decision=on_decision)
 
     @classmethod
     def from_settings(
@@ -161,6 +163,14 @@ class Monitor:
         found = self._pipeline.verdict(request_id, wait_s) if self._pipeline else []
         return fold_verdicts(request_id, found)
 
+    def should_stop(self, request_id: str) -> bool:
+        """Whether a rule has asked to end this sequence now, and may; for servers that poll.
+
+        Never waits. ``request_id`` is the sequence's own, ``r#1`` in a batch ``r``. Generations
+        under :meth:`watch` end by themselves; ``on_decision`` is the way to be called instead.
+        """
+        return self._pipeline is not None and self._pipeline.brake.should_stop(request_id)
+
     def close(self, deadline_s: float = 10.0) -> bool:
         """Work off what was captured, deliver alerts, close the recording.
 
@@ -186,7 +196,8 @@ class Monitor:
     def _tap(self, model: Any, tokenizer: Any) -> TransformersTap:
         layer = self._parts.decoder.layer
         inner = inner_model(model)
-        listener = self._started(tokenizer).listener(TokenText(tokenizer))
+        pipeline = self._started(tokenizer)
+        listener = pipeline.listener(TokenText(tokenizer))
         if inner not in self._tested:
             self_test(model, tokenizer, layer=layer)
             self._tested.add(inner)
@@ -198,6 +209,7 @@ class Monitor:
             listener=listener,
             health=self.health,
             model_name=self.settings.target.model,
+            stopping=pipeline.brake if pipeline.brake.enforces else None,
         )
 
     def _started(self, tokenizer: Any) -> Pipeline:
@@ -210,7 +222,7 @@ class Monitor:
                 self._pipeline = Pipeline(
                     self.settings,
                     self.health,
-                    screen=SamplingScreen(self.settings.screen, seed=self.settings.nla.seed),
+                    screen=self._screen(),
                     decoder=self._parts.decoder,
                     judge=self._parts.live or self._parts.judge,
                     rules=self._parts.rules_in_force,
@@ -223,6 +235,13 @@ class Monitor:
                     self._parts.live.start(self.settings.detect.reload_s)
                 atexit.register(self._close_at_exit)
             return self._pipeline
+
+    def _screen(self) -> SamplingScreen:
+        actions = self.settings.actions
+        extra = actions.raised_decodes_per_s if actions.raise_sampling else 0.0
+        return SamplingScreen(
+            self.settings.screen, seed=self.settings.nla.seed, raised_decodes_per_s=extra
+        )
 
     def _close_at_exit(self) -> None:
         self.close(EXIT_DEADLINE_S)

@@ -31,10 +31,14 @@ class Decision:
 
 
 class Decider:
-    """Turns findings into decisions; one stop a rule and request. Not thread-safe."""
+    """Turns findings into decisions; one stop a rule and generation. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._hits: OrderedDict[tuple[str, str], set[int]] = OrderedDict()
+        self._hits: OrderedDict[str, dict[str, set[int]]] = OrderedDict()  # by request and rule
+
+    def ended(self, request_id: str) -> None:
+        """The request's generation ended: hits of a further turn count anew."""
+        self._hits.pop(request_id, None)
 
     def decide(self, rules: RuleSet, findings: Sequence[Finding]) -> tuple[Decision, ...]:
         """The decisions that matches lead to; undecided findings lead to none."""
@@ -68,9 +72,9 @@ class Decider:
         """Whether this hit is the one that makes the rule's hits in the request enough."""
         if min_fidelity is not None and (finding.fve is None or finding.fve < min_fidelity):
             return False
-        key = (finding.request_id, finding.rule_id)
-        hits = self._hits.setdefault(key, set())
-        self._hits.move_to_end(key)
+        of_request = self._hits.setdefault(finding.request_id, {})
+        hits = of_request.setdefault(finding.rule_id, set())
+        self._hits.move_to_end(finding.request_id)
         while len(self._hits) > MAX_REQUESTS:
             self._hits.popitem(last=False)
         if len(hits) >= min_hits or finding.position in hits:

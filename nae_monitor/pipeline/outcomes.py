@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nae_monitor.alert import AlertFolder
-from nae_monitor.detect import Correlator, Decider, RuleSet, Suppressor
+from nae_monitor.detect import Correlator, Decider, Decision, RuleSet, Suppressor
 from nae_monitor.health import Health
+from nae_monitor.pipeline.acting import Acting
+from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.circuit import Circuit
-from nae_monitor.pipeline.ports import AlertSink, Clock, OnDecision
+from nae_monitor.pipeline.ports import AlertSink, Clock
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.turn import Row, Turn
@@ -48,10 +50,12 @@ class Outcomes:
         *,
         nla_id: str,
         sequence: Iterator[int],
-        rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
-        on_decision: OnDecision | None = None,
+        rules: Callable[[], RuleSet],
+        acting: Acting,
+        brake: Brake,
     ) -> None:
-        self._on_decision = on_decision
+        self._acting = acting
+        self._brake = brake
         self._health = health
         self._rules = rules
         self._requests = requests
@@ -84,6 +88,7 @@ class Outcomes:
         activation = row.activation
         self._health.count(f"dropped.{reason}", request_id=activation.request.request_id)
         self._kept(row, self._recorder.dropped(activation, reason))
+        self._brake.settled(row.turn, activation.position)
 
     def judged(
         self,
@@ -95,9 +100,12 @@ class Outcomes:
     ) -> None:
         """A row was judged; ``activation`` is the row's, with its token's text."""
         self._health.count("tokens.judged", request_id=activation.request.request_id)
-        findings = (*findings, *self._aggregated(row.turn, activation, findings))
-        self._requests.found(row.turn, findings)
-        self._decide(findings)
+        try:
+            findings = (*findings, *self._aggregated(row.turn, activation, findings))
+            self._requests.found(row.turn, findings)
+            self._decide(row.turn, findings)
+        finally:  # whatever failed, no generation may wait for this row any longer
+            self._brake.settled(row.turn, activation.position)
         self._fold(activation, decoding, transcript, findings)
         self._kept(row, self._recorder.judged(activation, decoding, findings))
 
@@ -136,14 +144,14 @@ class Outcomes:
             self._requests.lost(turn, NOT_AGGREGATED)
         return found
 
-    def _decide(self, findings: Sequence[Finding]) -> None:
-        """Count and tell what the rules' actions ask for."""
+    def _decide(self, turn: Turn, findings: Sequence[Finding]) -> None:
+        """Do or tell what the rules' actions ask for; each is guarded by itself."""
+        decisions: Sequence[Decision] = ()
         with self._health.guard("actions"):
-            for decision in self._decider.decide(self._rules(), findings):
-                mode = "" if decision.enforced else ".shadow"
-                self._health.count(f"actions.{decision.kind}{mode}")
-                if self._on_decision is not None:
-                    self._on_decision(decision)
+            decisions = self._decider.decide(self._rules(), findings)
+        for decision in decisions:
+            with self._health.guard("actions"):
+                self._acting.act(turn, decision)
 
     def _send(self, alerts: Sequence[Alert]) -> None:
         """Emit what suppression lets through; all of it where suppression fails."""
@@ -160,9 +168,12 @@ class Outcomes:
         try:
             closing = self._aggregated(turn, None, ())
             self._requests.found(turn, closing)
+            self._decide(turn, closing)
             if not self._recorder.findings(closing):
                 self._requests.lost(turn, NOT_RECORDED)
-            self._send(self._folder.finish(turn.request.request_id))
+            self._decider.ended(turn.request.request_id)
+            alerts = self._folder.finish(turn.request.request_id)
+            self._send(self._acting.marked(turn, alerts))
             if not self._recorder.request(turn, self._requests.weighed(turn)):
                 self._requests.lost(turn, NOT_RECORDED)
         finally:

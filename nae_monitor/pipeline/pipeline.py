@@ -13,7 +13,9 @@ from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.decode import Decoder
 from nae_monitor.detect import RuleSet
 from nae_monitor.health import Health
+from nae_monitor.pipeline.acting import Acting
 from nae_monitor.pipeline.blindness import Blindness
+from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.decoding import DecodeStage
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Emitter, Outcomes
@@ -86,15 +88,25 @@ class Pipeline:
             sequence=_SEQUENCE,
             emit=emit,
         )
+        self.brake = Brake(settings.actions, health, self._requests, rules, clock)
+        recorder = Recorder(open_recorder, settings, health, self._blindness, clock)
         self._outcomes = Outcomes(
             health,
             self._requests,
-            Recorder(open_recorder, settings, health, self._blindness, clock),
+            recorder,
             emit,
             nla_id=decoder.nla_id,
             sequence=_SEQUENCE,
             rules=rules,
-            on_decision=on_decision,
+            acting=Acting(
+                settings.actions,
+                health,
+                brake=self.brake,
+                screen=screen,
+                recorder=recorder,
+                on_decision=on_decision,
+            ),
+            brake=self.brake,
         )
         self._worker = Worker(
             health,
@@ -117,6 +129,7 @@ class Pipeline:
             blindness=self._blindness,
             clock=clock,
             start_worker=self._start_worker,
+            brake=self.brake,
         )
         self._result: bool | None = None  # of close; None: open
         self._thread: threading.Thread | None = None
@@ -155,6 +168,7 @@ class Pipeline:
     def _end(self, reason: str, why: str) -> None:
         with self._end_lock:
             if self._result is None:
+                self.brake.release()
                 self._result = self._account(reason, why)
 
     def _account(self, reason: str, why: str) -> bool:
@@ -221,6 +235,7 @@ class Pipeline:
             part.renew()
         self._worker.renew()
         self._outcomes.renew()
+        self.brake.renew()
         self._renew_locks()
         self._thread = None
 

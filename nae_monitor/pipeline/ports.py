@@ -15,7 +15,11 @@ Observer = Callable[[Activation, Decoding, Sequence[Finding]], None]
 
 
 OnDecision = Callable[[Decision], None]
-"""Is told what rules' actions ask for, on the background thread, which waits for it."""
+"""Is told what rules' actions ask for, on the background thread, which waits for it.
+
+``enforced`` says whether it was carried out: for a stop, that the sequence was ordered to end.
+A server of another kind aborts the request here.
+"""
 
 
 class Judging(Protocol):

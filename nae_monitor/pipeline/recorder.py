@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.circuit import Circuit
+from nae_monitor.pipeline.held_rows import HeldRow, HeldRows
 from nae_monitor.pipeline.ports import Clock
 from nae_monitor.pipeline.turn import Turn
 from nae_monitor.recording import RecordingWriter, RequestRecord
@@ -30,7 +31,8 @@ class Recorder:
     ) -> None:
         self._open_writer = open_writer
         self._writer = open_writer() if open_writer is not None else None
-        self._keeps_dropped = settings.record.keep == "candidates"
+        self._keeps_dropped = settings.record.keep != "decoded"
+        self._held = HeldRows() if settings.record.keep == "captured" else None
         self._keeps_tokens = settings.privacy.content == "full"
         self._health = health
         self._blindness = blindness
@@ -44,6 +46,8 @@ class Recorder:
         """Leave the files to the parent process; a forked child begins a recording of its own."""
         self._writer = None
         self._lost = 0
+        if self._held is not None:
+            self._held = HeldRows()
 
     def begin(self) -> None:
         """Open a recording where a forked child has none yet."""
@@ -54,14 +58,36 @@ class Recorder:
         """Keep a row that came to nothing, if such rows are wanted."""
         if not self._keeps_dropped:
             return True
-        return self._write("activations", 1, lambda w: w.write_activation(activation, None, reason))
+        return self._activation(HeldRow(activation, None, reason))
 
     def judged(
         self, activation: Activation, decoding: Decoding, findings: Sequence[Finding]
     ) -> bool:
         """Keep a judged row and what was found in it."""
-        taken = self._write("activations", 1, lambda w: w.write_activation(activation, decoding))
+        taken = self._activation(HeldRow(activation, decoding, None))
         return self.findings(findings) and taken
+
+    def capture(self, turn: Turn) -> bool:
+        """Keep the vectors of a turn, those seen already too; False where nothing is recorded."""
+        if self._held is not None:
+            for row in self._held.capture(turn.request.request_id):
+                self._row(row)
+        return self._open_writer is not None
+
+    def _activation(self, row: HeldRow) -> bool:
+        """Write a row, or hold it until a rule asks for it."""
+        if self._open_writer is None or self._held is None:
+            return self._row(row)
+        if self._held.is_captured(row.activation.request.request_id):
+            return self._row(row)
+        let_go = self._held.hold(row)
+        if let_go:
+            self._health.count("record.let_go_activations", let_go)
+        return True
+
+    def _row(self, row: HeldRow) -> bool:
+        what = (row.activation, row.decoding, row.reason)
+        return self._write("activations", 1, lambda w: w.write_activation(*what))
 
     def findings(self, findings: Sequence[Finding]) -> bool:
         """Keep findings."""
@@ -71,6 +97,8 @@ class Recorder:
 
     def request(self, turn: Turn, verdict: Verdict) -> bool:
         """Keep a finished turn."""
+        if self._held is not None:
+            self._held.forget(turn.request.request_id)
         return self._write("requests", 1, lambda w: w.write_request(self._record(turn, verdict)))
 
     def tick(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import Blindness
+from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.pipeline.host_copy import copy_rows
 from nae_monitor.pipeline.ports import Clock
@@ -45,7 +46,9 @@ class ServingSide:
         blindness: Blindness,
         clock: Clock,
         start_worker: Callable[[], None],
+        brake: Brake,
     ) -> None:
+        self._brake = brake
         self._dtype = _DTYPES[settings.vector_dtype]
         self._health = health
         self._screen = screen
@@ -146,9 +149,11 @@ class ServingSide:
         for number, choice in enumerate(choices):
             turn = turns[batch.request_index[choice.row]]
             activation = _activation(batch, choice, copied.vectors[number], now_unix_ns)
-            if turn is not None and not self._queue.offer(
-                Row(activation, turn, copied, now_s), size_bytes
-            ):
+            if turn is None:
+                continue
+            self._brake.queued(turn, activation.position)
+            if not self._queue.offer(Row(activation, turn, copied, now_s), size_bytes):
+                self._brake.settled(turn, activation.position)
                 reason = "shutdown" if self._stopping.is_set() else "queue_full"
                 request_id = activation.request.request_id
                 self._health.count(f"dropped.{reason}", request_id=request_id)

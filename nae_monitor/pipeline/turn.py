@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nae_monitor.pipeline.host_copy import HostRows
-from nae_monitor.records import Activation, Request, Transcript
+from nae_monitor.records import Activation, Request, StopOutcome, Transcript
 from nae_monitor.token_text import CONTEXT_TOKENS, TextStream, TokenText
 from nae_monitor.transcripts import transcript_at
+
+
+@dataclass(slots=True)
+class StopOrder:
+    """That a turn's generation is to end, and whether it was ended."""
+
+    position: int  # tokens, from 0: the hit that led to it
+    within_tokens: int | None  # generated after the hit; None: no limit was given
+    carried_out: bool = False
 
 
 class Turn:
@@ -32,6 +41,11 @@ class Turn:
         self.finished_unix_ns = 0  # 0: still generating
         self.text_known = text_known
         self.rows_seen = False
+        self.unjudged: set[int] = set()  # positions queued and not judged; kept by the brake
+        self.held_s = 0.0  # how long its generation was kept waiting
+        self.stop_order: StopOrder | None = None
+        # By rule id: what came of its wish to stop; None: what comes of the order
+        self.stop_wishes: dict[str, StopOutcome | None] = {}
         self._text = text
         self._prompt_text: str | None = None
         self._stream: TextStream | None = None

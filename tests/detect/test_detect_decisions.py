@@ -1,9 +1,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from detect_support import SIMPLE, rules_of
 
 from nae_monitor.detect.decisions import Decider
+from nae_monitor.errors import RuleError
 from nae_monitor.records import Finding, FindingState, Severity
 
 ACTIONS = """actions:
@@ -40,6 +42,29 @@ def test_generation_stops_once_at_enough_faithful_hits(tmp_path: Path) -> None:
     hits += [finding(5), finding(6, request_id="r2")]
     stops = [d for d in decider.decide(rules, hits) if d.kind == "stop_generation"]
     assert [(d.request_id, d.position, d.enforced) for d in stops] == [("r1", 4, True)]
+
+
+def test_the_tokens_that_may_follow_a_hit_go_with_the_stop(tmp_path: Path) -> None:
+    action = "actions: [{stop_generation: {mode: enforce, within_tokens: 16}}]\n"
+    (stop,) = Decider().decide(rules_of(tmp_path, SIMPLE + action), [finding(1)])
+    assert (stop.within_tokens, stop.enforced) == (16, True)
+
+
+def test_a_budget_of_no_tokens_is_refused(tmp_path: Path) -> None:
+    action = "actions: [{stop_generation: {within_tokens: 0}}]\n"
+    with pytest.raises(RuleError, match="within_tokens"):
+        rules_of(tmp_path, SIMPLE + action)
+
+
+def test_the_hits_of_a_further_turn_count_anew(tmp_path: Path) -> None:
+    rules, decider = rules_of(tmp_path, SIMPLE + ACTIONS), Decider()
+    stops = []
+    for positions in ((1, 2, 3), (10,), (11,)):
+        made = decider.decide(rules, [finding(position) for position in positions])
+        stops.append([d.position for d in made if d.kind == "stop_generation"])
+        if positions == (1, 2, 3):
+            decider.ended("r1")
+    assert stops == [[2], [], [11]]
 
 
 def test_in_shadow_a_stop_is_told_and_not_enforced(tmp_path: Path) -> None:

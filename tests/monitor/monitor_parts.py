@@ -153,6 +153,7 @@ def monitor(
     rules: str = RULES,
     decoder: Any = None,
     observer: Any = None,
+    on_decision: Any = None,
     **changes: Any,
 ) -> Monitor:
     settings = configuration(directory, **changes)
@@ -163,7 +164,7 @@ def monitor(
     rule_set = load_rules((str(path),))
     parts = Parts(decoder or FakeDecoder(D_MODEL, LAYER), rule_set, Judge(rule_set, None, health))
     sinks = build_sinks(settings.alert, settings.privacy, health)
-    return Monitor(settings, parts, sinks, health, observer)
+    return Monitor(settings, parts, sinks, health, observer, on_decision)
 
 
 def prompt(text: str = "some plain words to learn from") -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nae_monitor.detect import Judge, RuleSet
 from nae_monitor.health import Health
 from nae_monitor.pipeline import Listener, Pipeline
 from nae_monitor.records import (
@@ -149,8 +150,11 @@ class Bench:
         open_recorder: Any = None,
         observer: Any = None,
         tokenizer: Any = None,
+        rules: RuleSet | None = None,
+        on_decision: Any = None,
         **changes: Any,
     ) -> None:
+        """With ``rules`` the judge is the real one."""
         sections = {
             "target": TargetSettings("bench"),
             "nla": NlaSettings(batch_size=4),
@@ -160,11 +164,12 @@ class Bench:
             "policy": PolicySettings(),
             **changes,
         }
+        self._requests: dict[str, Request] = {}
         self.clock = ManualClock()
         self.health = Health()
         self.screen = screen or ChooseAll()
         self.decoder = ScriptedDecoder()
-        self.judge = ScriptedJudge()
+        self.judge: Any = ScriptedJudge() if rules is None else Judge(rules, None, self.health)
         self.sink = ScriptedSink()
         self.pipeline = Pipeline(
             Settings(**sections),
@@ -176,11 +181,20 @@ class Bench:
             open_recorder=open_recorder,
             observer=observer,
             clock=self.clock,
+            rules=lambda: rules or RuleSet.of(()),
+            on_decision=on_decision,
         )
         self.listener: Listener = self.pipeline.listener(TokenText(tokenizer or Letters()))
 
-    def start(self, request_id: str, prompt_tokens: int = 3, group_id: str | None = None) -> None:
-        request = Request(request_id, group_id or request_id, "bench")
+    def start(
+        self,
+        request_id: str,
+        prompt_tokens: int = 3,
+        group_id: str | None = None,
+        session_id: str | None = None,
+    ) -> None:
+        request = Request(request_id, group_id or request_id, "bench", session_id)
+        self._requests[request_id] = request
         self.listener.request_started(request, tuple(range(prompt_tokens)))
 
     def rows(
@@ -208,7 +222,10 @@ class Bench:
         self.health.count("tokens.seen", len(positions), request_id=request_id)
         self.listener.rows(
             RowBatch(
-                requests=(Request(request_id, group_id or request_id, "bench"),),
+                requests=(
+                    self._requests.get(request_id)
+                    or Request(request_id, group_id or request_id, "bench"),
+                ),
                 request_index=(0,) * len(positions),
                 positions=tuple(positions),
                 token_ids=tuple(positions),
