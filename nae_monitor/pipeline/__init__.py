@@ -5,7 +5,9 @@
     serving threads     serving.py    screen, start a copy, offer to the queue; never wait
                         byte_queue    bounded in bytes
     background thread   worker.py     decode (decoding.py), judge; effects only through the gate
+                        acting.py     what rules' actions ask for, as far as configured
     both                requests.py   what is under way, and the verdicts
+                        brake.py      which generations are to end; holds them only if configured
                         outcomes.py   counters, findings, alerts, recording (recorder.py)
                         blindness.py  the monitor's own alert when a part of it fails
 
