@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nae_monitor.records import Coverage, Finding, FindingState, Verdict, VerdictState
+from nae_monitor.records import (
+    Coverage,
+    Finding,
+    FindingState,
+    Severity,
+    Verdict,
+    VerdictState,
+)
 from nae_monitor.settings import PolicySettings
 
 
@@ -15,11 +22,17 @@ def judge_request(
     policy: PolicySettings,
     losses: Sequence[str] = (),
 ) -> Verdict:
-    """Fold findings and coverage: any match is an alert; any gap makes it undecided, not clean.
+    """Fold findings and coverage: a match is an alert; any gap makes it undecided, not clean.
+
+    A match of an informational rule says what went on (a refusal, say), not that it was wrong: it
+    is among the findings and leaves the verdict alone.
 
     ``losses`` are gaps that no ledger counts, each a reason in words.
     """
-    if any(finding.state is FindingState.MATCH for finding in findings):
+    if any(
+        finding.state is FindingState.MATCH and finding.severity is not Severity.INFORMATIONAL
+        for finding in findings
+    ):
         return Verdict(request_id, VerdictState.ALERT, tuple(findings), coverage, ())
     reasons = (*_undecided_rules(findings), *_gaps(coverage, policy), *losses)
     if not reasons and not is_balanced(coverage):

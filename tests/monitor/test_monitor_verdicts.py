@@ -55,6 +55,16 @@ def test_a_match_is_an_alert_whatever_else_is_missing() -> None:
     assert judge_request("r", findings, lost, POLICY, ["lost"]).state is VerdictState.ALERT
 
 
+def test_a_match_that_only_informs_is_told_and_leaves_the_verdict_alone() -> None:
+    told = replace(finding(FindingState.MATCH), severity=Severity.INFORMATIONAL)
+    judged = judge_request("r", [told], GOOD, POLICY)
+    assert (judged.state, judged.findings) == (VerdictState.CLEAN, (told,))
+    lost = replace(GOOD, judged_tokens=0)
+    assert judge_request("r", [told], lost, POLICY).state is VerdictState.UNDECIDED
+    both = [told, finding(FindingState.MATCH)]
+    assert judge_request("r", both, GOOD, POLICY).state is VerdictState.ALERT
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
