@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -109,6 +110,12 @@ class Nla:
             seeds=seeds,
         )
         return self._measured(vectors, decodings) if decodings else []
+
+    def cosines(self, vector: torch.Tensor, texts: Sequence[str]) -> list[float | None]:
+        """Cosine(AR(text), h) of each text, h [d]; None where a text has no reconstruction."""
+        rebuilt = self.reconstructor.reconstruct(texts)
+        figures = (measure(vector, row, None).cosine for row in rebuilt)
+        return [None if c is None or not math.isfinite(c) else c for c in figures]
 
     def _measured(self, vectors: torch.Tensor, decodings: list[Decoding]) -> list[Decoding]:
         started_s = time.perf_counter()

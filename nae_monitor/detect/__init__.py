@@ -1,6 +1,8 @@
 """Rules over decoded text: load a pack, judge decodings, run the packs' own tests."""
 
 from nae_monitor.detect.aggregation import AggregationRule, Sample
+from nae_monitor.detect.calibration import FILE_NAME as CALIBRATION_FILE
+from nae_monitor.detect.calibration import Calibration, read_calibration, write_calibration
 from nae_monitor.detect.conditions import ConditionError
 from nae_monitor.detect.correlator import Correlator
 from nae_monitor.detect.decisions import Decider, Decision
@@ -13,7 +15,9 @@ from nae_monitor.detect.semantic import Encoder
 from nae_monitor.detect.suppression import Suppressor
 
 __all__ = [
+    "CALIBRATION_FILE",
     "AggregationRule",
+    "Calibration",
     "ConditionError",
     "Correlator",
     "Decider",
@@ -28,5 +32,7 @@ __all__ = [
     "TestResult",
     "builtin_rules_directory",
     "load_rules",
+    "read_calibration",
     "run_inline_tests",
+    "write_calibration",
 ]

@@ -6,11 +6,19 @@ import datetime
 import functools
 from collections.abc import Sequence
 
-from nae_monitor.detect.evaluation import Outcome, SemanticAnswerer, evaluate_rule, rate
+from nae_monitor.detect.calibration import Calibration
+from nae_monitor.detect.evaluation import (
+    Outcome,
+    Rating,
+    SemanticAnswerer,
+    evaluate_rule,
+    rate,
+)
 from nae_monitor.detect.matching import TextMatchers
 from nae_monitor.detect.packs import RuleSet
 from nae_monitor.detect.schema import Rule, Selection
 from nae_monitor.detect.semantic import Comparison, Embedder, Encoder
+from nae_monitor.detect.support import COMPONENT, Reconstructing, support_of
 from nae_monitor.detect.text import normalise
 from nae_monitor.detect.views import Hit, Subject, View, Views
 from nae_monitor.health import Health
@@ -30,16 +38,26 @@ class Judge:
         rule_set: rules from :func:`nae_monitor.detect.packs.load_rules`; disabled ones are skipped.
         encoder: for semantic selections; without one they are unknown.
         health: where counters go: ``rules.judged``, ``rules.matched``, ``rules.undecided``,
-            ``rules.dropped_low_fidelity``, ``rules.dropped_unscored``, and those of
+            ``rules.dropped_low_fidelity``, ``rules.dropped_low_support``,
+            ``rules.dropped_unscored``, and those of
             :class:`nae_monitor.detect.matching.TextMatchers`.
+        calibration: for percentiles; without one they are unknown.
+        reconstructor: for the support of what matched; without one it is unknown.
 
     Raises:
         ConfigurationError: the encoder fails on the rules' own exemplars.
     """
 
     def __init__(
-        self, rule_set: RuleSet, encoder: Encoder | None = None, health: Health | None = None
+        self,
+        rule_set: RuleSet,
+        encoder: Encoder | None = None,
+        health: Health | None = None,
+        *,
+        calibration: Calibration | None = None,
+        reconstructor: Reconstructing | None = None,
     ) -> None:
+        self._calibration, self._reconstructor = calibration, reconstructor
         self.rule_set = rule_set
         self._health = health or Health()
         self._rules = [rule for rule in rule_set.rules if rule.enabled]
@@ -51,7 +69,10 @@ class Judge:
         self, activation: Activation, decoding: Decoding, transcript: Transcript
     ) -> tuple[Finding, ...]:
         """The rules that match this decoding or cannot say, ordered by rule id."""
-        views = Views(Subject.of(activation, decoding, transcript), self._normalise)
+        known = self._calibration
+        percentile = None if known is None else known.percentile(decoding)
+        subject = Subject.of(activation, decoding, transcript, percentile)
+        views = Views(subject, self._normalise)
         found = [self._judge(rule, views, activation, decoding) for rule in self._rules]
         return tuple(finding for finding in found if finding is not None)
 
@@ -64,8 +85,7 @@ class Judge:
         self._health.count("rules.judged")
         if outcome.state is FindingState.NO_MATCH:
             return None
-        metric = rule.fidelity.metric if rule.fidelity else "fve"
-        rating = rate(rule, getattr(decoding, metric))
+        rating, support = self._rated(rule, outcome, views.subject)
         if rating.dropped:
             self._health.count(rating.dropped)
             return None
@@ -83,10 +103,31 @@ class Judge:
             spans=outcome.spans,
             undecided=outcome.undecided,
             fve=decoding.fve,
+            support=support,
             tags=(*rating.tags, *rule.actions.tags),
             risk_score=rating.risk_score,
             routes=rule.actions.routes,
         )
+
+    def _rated(self, rule: Rule, outcome: Outcome, subject: Subject) -> tuple[Rating, float | None]:
+        """The gate's rating, and the support where the rule asks for it and something matched."""
+        gate = rule.fidelity
+        figure = subject.figure(gate.metric) if gate else None
+        rating = rate(rule, figure)
+        asked = gate is not None and gate.min_support is not None
+        if rating.dropped or not asked or outcome.state is not FindingState.MATCH:
+            return rating, None
+        support = self._support(outcome, subject)
+        return rate(rule, figure, support), support
+
+    def _support(self, outcome: Outcome, subject: Subject) -> float | None:
+        """What the words that matched carry; None where that cannot be measured."""
+        support: float | None = None
+        reconstructor, vector = self._reconstructor, subject.vector
+        if reconstructor is not None and vector is not None and not self._health.is_open(COMPONENT):
+            with self._health.guard(COMPONENT):
+                support = support_of(reconstructor, vector, subject.explanation, outcome.spans)
+        return support
 
     def _outcome(self, rule: Rule, views: Views, activation: Activation) -> Outcome | None:
         """The rule's answer; None out of its scope."""

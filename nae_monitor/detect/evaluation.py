@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,13 +17,15 @@ from nae_monitor.detect.conditions import (
     supporting_names,
 )
 from nae_monitor.detect.figures import ActivationMatcher, FigureMatcher, ValueMatcher
+from nae_monitor.detect.matchers import RegexMatcher
 from nae_monitor.detect.matching import TextAnswerer, ask_matcher
-from nae_monitor.detect.schema import RISK_BANDS, LowFidelity, Rule, Selection
+from nae_monitor.detect.schema import RISK_BANDS, Fidelity, LowFidelity, Rule, Selection
 from nae_monitor.detect.semantic import SemanticMatcher
 from nae_monitor.detect.views import Hit, Missing, Subject, View, Views
 from nae_monitor.records import FindingState, Severity, Span
 
 MAX_SPANS = 32  # of one finding
+ENOUGH = math.inf  # support that was not asked for
 LOW_FIDELITY_TAG = "nae.low-fidelity"
 
 # Answers a semantic selection: its hits, and why it is unknown ("" where it is not).
@@ -118,9 +121,15 @@ def ask_selection(
     hits, why = (semantic if is_semantic else texts)(rule, selection, view)
     if hits:
         return Answer(True, tuple(view.span(selection.name, hit) for hit in hits))
-    if not why and view.truncated:
+    if not why and (view.truncated or _is_too_long(selection, view)):
         why = f"the {view.field} is longer than is searched"
     return Answer(None, why=why) if why else Answer(False)
+
+
+def _is_too_long(selection: Selection, view: View) -> bool:
+    """Whether a pattern is so large that it was not tried on all of the text."""
+    matcher = selection.matcher
+    return isinstance(matcher, RegexMatcher) and len(view.text) > matcher.readable_chars
 
 
 def _figure_answer(selection: Selection, matcher: FigureMatcher, subject: Subject) -> Answer:
@@ -156,19 +165,42 @@ class Rating:
     dropped: str = ""
 
 
-def rate(rule: Rule, figure: float | None) -> Rating:
-    """Apply the rule's fidelity gate to the figure of its metric (None: unscored)."""
+def rate(rule: Rule, figure: float | None, support: float | None = ENOUGH) -> Rating:
+    """Apply the rule's fidelity gate; of two things it finds wanting, the graver counts.
+
+    Args:
+        rule: whose gate.
+        figure: of the gate's metric; None: unscored.
+        support: of the words that matched; None: it could not be measured.
+    """
     full = Rating(rule.severity, rule.risk_score, rule.tags)
     gate = rule.fidelity
-    if gate is None or (figure is not None and figure >= gate.minimum):
+    if gate is None:
         return full
-    action: LowFidelity = gate.unscored if figure is None else gate.below
+    asked = [(figure, gate.minimum, "low_fidelity")]
+    if gate.min_support is not None:
+        asked.append((support, gate.min_support, "low_support"))
+    found = [_wanting(gate, *one) for one in asked]
+    action, counter = min(found, key=lambda one: _GRAVEST_FIRST.index(one[0]))
     if action == "drop":
-        name = "rules.dropped_unscored" if figure is None else "rules.dropped_low_fidelity"
-        return replace(full, dropped=name)
+        return replace(full, dropped=counter)
     if action == "tag":
         return replace(full, tags=(*rule.tags, LOW_FIDELITY_TAG))
     return _downgraded(full) if action == "downgrade" else full
+
+
+_GRAVEST_FIRST: tuple[LowFidelity, ...] = ("drop", "downgrade", "tag", "pass")
+
+
+def _wanting(
+    gate: Fidelity, figure: float | None, minimum: float, low: str
+) -> tuple[LowFidelity, str]:
+    """What becomes of a match with this figure, and the counter of it where it is dropped."""
+    if figure is None:
+        return gate.unscored, "rules.dropped_unscored"
+    if not figure >= minimum:  # NaN too
+        return gate.below, f"rules.dropped_{low}"
+    return "pass", ""
 
 
 def _downgraded(rating: Rating) -> Rating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,6 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
     state, expected = read_expectation(reader)
     if state is FindingState.UNDECIDED:
         reader.fault("expect", "only aggregations are undecided on purpose", "match or no_match")
-    unscored = reader.has("fve") and reader.value["fve"] is None
     test = InlineTest(
         name=reader.text("name", f"test {number}", max_chars=200),
         explanation=reader.text("explanation"),
@@ -39,7 +39,9 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
         output=reader.text("output", ""),
         token=reader.text("token", ""),
         request=_request(reader),
-        fidelity=None if unscored else reader.number("fve", -1e6, 1.0, FULL_FIDELITY),
+        fidelity=_figure(reader, "fve", (-1e6, 1.0), FULL_FIDELITY),
+        percentile=_figure(reader, "percentile", (0.0, 100.0), 100.0),
+        support=_figure(reader, "support", (-2.0, 2.0), math.inf),
         scores=_scores(reader, selections),
         expect_match=state is FindingState.MATCH,
         expect_severity=expected.pop("expect_severity", None),
@@ -48,6 +50,13 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
     )
     reader.finish()
     return test
+
+
+def _figure(reader: Reader, key: str, bounds: tuple[float, float], default: float) -> float | None:
+    """A figure of an example; None where it is written as null: not known."""
+    if reader.has(key) and reader.value[key] is None:
+        return None
+    return reader.number(key, *bounds, default)
 
 
 def _request(reader: Reader) -> Mapping[str, str]:

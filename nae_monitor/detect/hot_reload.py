@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.directions import MAX_FILE_BYTES as MAX_DIRECTIONS_BYTES
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.packs import BUILTIN, SUFFIXES, RuleSet, builtin_rules_directory, load_rules
 from nae_monitor.detect.semantic import Encoder
+from nae_monitor.detect.support import Reconstructing
 from nae_monitor.errors import ConfigurationError
 from nae_monitor.health import Health
 from nae_monitor.records import Activation, Decoding, Finding, Transcript
@@ -36,6 +38,8 @@ class LiveRules:
         encoder: for semantic selections.
         health: counts ``rules.reloaded`` and ``rules.reload_failed``.
         accept: looks at a new set before it is taken; raises ConfigurationError to refuse it.
+        calibration: for percentiles, as for :class:`Judge`.
+        reconstructor: for the support of what matched, as for :class:`Judge`.
 
     Raises:
         RuleError: the rules do not load at the start.
@@ -48,7 +52,10 @@ class LiveRules:
         health: Health | None = None,
         *,
         accept: Callable[[RuleSet], None] = lambda rules: None,
+        calibration: Calibration | None = None,
+        reconstructor: Reconstructing | None = None,
     ) -> None:
+        self._calibration, self._reconstructor = calibration, reconstructor
         self._paths = tuple(paths)
         self._encoder = encoder
         self._health = health or Health()
@@ -114,7 +121,13 @@ class LiveRules:
     def _load(self) -> Judge:
         rules = load_rules(self._paths)
         self._accept(rules)
-        return Judge(rules, self._encoder, self._health)
+        return Judge(
+            rules,
+            self._encoder,
+            self._health,
+            calibration=self._calibration,
+            reconstructor=self._reconstructor,
+        )
 
     def start(self, poll_s: float = POLL_S) -> None:
         """Poll on a thread of its own until :meth:`stop`."""

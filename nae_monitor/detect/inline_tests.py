@@ -54,7 +54,8 @@ def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult
     )
     if outcome.state is FindingState.UNDECIDED:
         return TestResult(rule.name, test.name, "skipped", "; ".join(outcome.undecided))
-    rating = rate(rule, test.fidelity)
+    by_percentile = rule.fidelity is not None and rule.fidelity.metric == "percentile"
+    rating = rate(rule, test.percentile if by_percentile else test.fidelity, test.support)
     matched = outcome.state is FindingState.MATCH and not rating.dropped
     fault = _fault(test, matched, rating.severity)
     if matched and not fault:
@@ -64,7 +65,7 @@ def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult
 
 def subject_of(test: InlineTest) -> Subject:
     """What an example shows a rule: its texts, its fidelity and the figures it gives."""
-    known = {"fve": test.fidelity}
+    known = {"fve": test.fidelity, "percentile": test.percentile}
     return Subject(
         test.explanation,
         test.prompt,

@@ -11,7 +11,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import re2
@@ -20,8 +20,11 @@ from rapidfuzz import fuzz
 from nae_monitor.detect.text import folded, is_word_edge, word_shadow
 from nae_monitor.detect.views import Hit
 
-MAX_PATTERN_CHARS = 2_000
+MAX_PATTERN_CHARS = 100_000
 MAX_REGEX_BYTES = 4 * 1024 * 1024  # RE2's program and its caches, for each pattern
+# Instructions times characters: RE2 is linear in the text, but where its automaton outgrows its
+# memory every character can cost as much as the pattern has instructions. One or two seconds.
+MAX_PATTERN_WORK = 200_000_000
 FuzzyScorer = Literal["partial_ratio", "ratio", "token_sort_ratio", "token_set_ratio"]
 
 # What can name a character beyond ASCII: properties, code points, classes of either kind.
@@ -91,7 +94,12 @@ class RegexMatcher:
     """
 
     patterns: tuple[Any, ...]
+    readable_chars: int = field(init=False)  # of a text, by every pattern
     cost: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        least = min((readable_chars(p) for p in self.patterns), default=MAX_PATTERN_WORK)
+        object.__setattr__(self, "readable_chars", least)
 
     def find(self, text: str) -> list[Hit]:
         """The first match of each pattern."""
@@ -100,9 +108,19 @@ class RegexMatcher:
 
 
 def search_pattern(pattern: Any, text: str) -> Hit | None:
-    """The first match of a compiled pattern in ``text``."""
-    match = pattern.search(word_shadow(text) if reads_shadow(pattern.pattern) else text)
-    return None if match is None else Hit(match.start(), match.end())
+    """The first match of a compiled pattern in ``text``, or in as much of it as it may read."""
+    limit = readable_chars(pattern)
+    read = text[:limit]
+    match = pattern.search(word_shadow(read) if reads_shadow(pattern.pattern) else read)
+    # A match up to the cut may be one only because the text was cut there ($, \b).
+    if match is None or (match.end() == limit < len(text)):
+        return None
+    return Hit(match.start(), match.end())
+
+
+def readable_chars(pattern: Any) -> int:
+    """How much of a text a compiled pattern may be tried on, so that it ends in bounded time."""
+    return MAX_PATTERN_WORK // max(1, int(pattern.programsize))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -129,9 +147,8 @@ def compile_pattern(pattern: str, case: bool) -> Any:
     try:
         compiled = re2.compile(pattern, options)
     except (re2.error, UnicodeError) as error:
-        raise PatternError(
-            f"RE2 refuses the pattern: {_reason(error)}", _mend(pattern), "NM201"
-        ) from error
+        message = f"RE2 refuses the pattern: {_reason(error)}"
+        raise PatternError(message, _mend(pattern, message), "NM201") from error
     matches = (compiled.search(probe) for probe in _EMPTY_PROBES)
     if any(match is not None and match.start() == match.end() for match in matches):
         raise PatternError("the pattern matches empty text", "require a character", "NM202")
@@ -140,9 +157,11 @@ def compile_pattern(pattern: str, case: bool) -> Any:
 
 def _refuse_unmatchable(pattern: str, case: bool) -> None:
     """A letter that normalised text spells otherwise would make a pattern that never fires."""
-    for character in pattern:
+    for character in sorted(set(pattern)):
+        if character.isascii():
+            continue
         plain = folded(character, case=case)
-        if not character.isascii() and plain not in (character, character.lower()):
+        if plain not in (character, character.lower()):
             message = f"normalised text never holds {character!r}"
             mend = f"write {plain!r}" if plain else "leave it out"
             raise PatternError(message, mend, "NM201")
@@ -154,7 +173,9 @@ def _reason(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
-def _mend(pattern: str) -> str:
+def _mend(pattern: str, message: str) -> str:
+    if "too large" in message:
+        return f"compiled it needs more than {MAX_REGEX_BYTES >> 20} MiB: split it, or repeat less"
     if any(mark in pattern for mark in ("(?=", "(?!", "(?<=", "(?<!")):
         return "RE2 has no look-around: use a second selection and `not`"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast, get_args
 
 from nae_monitor.detect.conditions import (
     RESERVED,
@@ -22,6 +22,7 @@ from nae_monitor.detect.response_reader import read_actions, read_suppression
 from nae_monitor.detect.schema import (
     Fidelity,
     LowFidelity,
+    Metric,
     Rule,
     RuleException,
     Scope,
@@ -72,10 +73,7 @@ def _scope(reader: Reader) -> Scope:
     phases = reader.texts("phase")
     known = [phase.value for phase in Phase]
     for phase in phases:
-        if phase == "tool":
-            message = "phase 'tool' is not supported by this version"
-            reader.fault("phase", message, "remove it", "NM103")
-        elif phase not in known:
+        if phase not in known:
             reader.fault("phase", f"unknown phase {phase!r}", "one of: " + ", ".join(known))
     layers = reader.sequence("layers")
     if not all(type(layer) is int and 0 <= layer <= 10_000 for layer in layers):
@@ -92,23 +90,21 @@ def _scope(reader: Reader) -> Scope:
 
 
 def _fidelity(reader: Reader) -> Fidelity:
-    if reader.has("metric") and reader.value["metric"] == "percentile":
-        message = "metric 'percentile' is not supported by this version"
-        reader.fault("metric", message, "use fve", "NM103")
-        metric = "fve"
-    else:
-        metric = reader.choice("metric", ("fve", "cosine"), "fve")
+    metric = reader.choice("metric", get_args(Metric), "fve")
     if not reader.has("min"):
         reader.fault(None, "fidelity lacks its min", "add `min: 0.5`")
-    minimum = reader.number("min", -1e6, 1.0, 1.0)
+    low, high = (0.0, 100.0) if metric == "percentile" else (-1e6, 1.0)
+    minimum = reader.number("min", low, high, high)
     below = reader.choice("below", ("drop", "downgrade", "tag"), "downgrade")
     unscored = reader.choice("unscored", ("drop", "downgrade", "pass"), "downgrade")
-    reader.finish(unsupported={"min_support"})
+    min_support = reader.number("min_support", 0, 2)
+    reader.finish()
     return Fidelity(
-        cast(Any, metric),
+        cast(Metric, metric),
         cast(float, minimum),
         cast(LowFidelity, below),
         cast(LowFidelity, unscored),
+        min_support,
     )
 
 

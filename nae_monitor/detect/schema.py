@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,6 +23,7 @@ SCHEMA_VERSION = 1
 Status = Literal["experimental", "test", "stable", "deprecated", "unsupported"]
 Enforcement = Literal["shadow", "enforce"]
 RelationType = Literal["derived", "obsolete", "merged", "renamed", "similar"]
+Metric = Literal["fve", "cosine", "percentile"]
 LowFidelity = Literal["drop", "downgrade", "tag", "pass"]
 
 RISK_BANDS: Mapping[Severity, tuple[int, int]] = MappingProxyType(
@@ -114,10 +116,11 @@ class Fidelity:
     The gate takes garbage out; it says nothing about whether the text is true.
     """
 
-    metric: Literal["fve", "cosine"]
-    minimum: float
+    metric: Metric
+    minimum: float  # of the metric: FVE, cosine, or percentile 0..100
     below: LowFidelity
     unscored: LowFidelity
+    min_support: float | None = None  # a cosine, see nae_monitor.detect.support; None: not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,14 @@ class InlineTest:
     output: str
     token: str
     request: Mapping[str, str]
-    fidelity: float | None  # the gate's metric; None: unscored
+    fidelity: float | None  # the gate's metric, unless that is a percentile; None: unscored
     scores: Mapping[str, float]  # semantic or numeric selection -> what it is to answer with
     expect_match: bool
     expect_severity: Severity | None
     expect_routes: frozenset[str] | None = None  # of the alert; None: not asked
     expect_suppressed: int | None = None  # of alerts at ``times_s``, how many are held back
+    percentile: float | None = 100.0  # None: unknown
+    support: float | None = math.inf  # None: it could not be measured
     times_s: tuple[float, ...] = (0.0,)  # when the example happens, in one request
 
 

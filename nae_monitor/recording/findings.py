@@ -51,6 +51,7 @@ def finding_to_json(finding: Finding) -> dict[str, Any]:
         "tags": list(finding.tags),
         "risk_score": finding.risk_score,
         **routes,
+        **({} if finding.support is None else {"support": finding.support}),
     }
 
 
@@ -76,6 +77,7 @@ def finding_from_json(value: Any, where: str) -> Finding:
             tags=tuple(map(str, _typed(value, "tags", list))),
             risk_score=None if value["risk_score"] is None else _typed(value, "risk_score", int),
             routes=tuple(map(str, value.get("routes", ()))),
+            support=_number(value.get("support")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecordingError(f"{where}: not a finding ({type(error).__name__}: {error})") from error

@@ -86,13 +86,10 @@ def test_patterns_that_match_nothing_at_all_are_nm202(pattern: str) -> None:
     assert caught.value.code == "NM202"
 
 
-@pytest.mark.parametrize(
-    "pattern", ["a" * 100_000, "(" * 1000 + "a" + ")" * 1000, "((((a{9}){9}){9}){9}){9}"]
-)
+@pytest.mark.parametrize("pattern", ["a" * (MAX_PATTERN_CHARS + 1), "((((a{9}){9}){9}){9}){9}"])
 def test_patterns_too_large_to_hold_are_refused(pattern: str) -> None:
     with pytest.raises(PatternError):
         compile_pattern(pattern, False)
-    assert len("a" * 100_000) > MAX_PATTERN_CHARS
 
 
 @pytest.mark.parametrize("pattern", ["straße", "ﬁnd", "Ａ", "a\u200bb"])

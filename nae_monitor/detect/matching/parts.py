@@ -14,6 +14,7 @@ from nae_monitor.detect.matchers import (
     KeywordMatcher,
     RegexMatcher,
     fuzzy_hit,
+    readable_chars,
     reads_shadow,
     search_pattern,
 )
@@ -21,7 +22,7 @@ from nae_monitor.detect.matching.literals import Literal, LiteralIndex
 from nae_monitor.detect.matching.patterns import PatternSet
 from nae_monitor.detect.matching.phrases import Phrase, PhraseIndex
 from nae_monitor.detect.text import word_shadow
-from nae_monitor.detect.views import Hit
+from nae_monitor.detect.views import MAX_FIELD_CHARS, Hit
 
 Slot = tuple[str, str]  # rule id and selection name
 Found = Mapping[Slot, list[Hit]]
@@ -122,7 +123,13 @@ class _SetOf:
     def __init__(self, patterns: Sequence[Any], shadow: bool, case: bool) -> None:
         texts = [pattern.pattern for pattern in patterns]
         self._numbers = [n for n, text in enumerate(texts) if reads_shadow(text) is shadow]
-        self._set = PatternSet([texts[number] for number in self._numbers], case=case)
+        # A set has no bound of its own on what a character costs, so the largest stay outside.
+        alone = {
+            place
+            for place, number in enumerate(self._numbers)
+            if readable_chars(patterns[number]) < MAX_FIELD_CHARS
+        }
+        self._set = PatternSet([texts[n] for n in self._numbers], case=case, alone=alone)
 
     def find(self, text: str) -> list[int]:
         return [self._numbers[number] for number in self._set.find(text)]

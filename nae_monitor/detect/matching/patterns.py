@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import re2
@@ -20,13 +20,16 @@ class PatternSetError(Exception):
 class PatternSet:
     """Which of many patterns a text matches; where they match is found by searching for those.
 
-    Patterns that RE2 takes one by one and not together are left out of the set and always
-    searched for (:attr:`left_out`).
+    Patterns that RE2 takes one by one and not together, and those named in ``alone``, are left out
+    of the set and always searched for (:attr:`left_out`).
     """
 
-    def __init__(self, patterns: Sequence[str], *, case: bool) -> None:
-        self.left_out: list[int] = []
-        self._sets = list(self._build(patterns, range(len(patterns)), case))
+    def __init__(
+        self, patterns: Sequence[str], *, case: bool, alone: Collection[int] = frozenset()
+    ) -> None:
+        self.left_out: list[int] = list(alone)
+        together = [number for number in range(len(patterns)) if number not in alone]
+        self._sets = list(self._build(patterns, together, case))
 
     def _build(
         self, patterns: Sequence[str], numbers: Sequence[int], case: bool

@@ -92,7 +92,7 @@ def explain(
     )
     truth = evaluate(rule.condition, truths)
     metric = rule.fidelity.metric if rule.fidelity else "fve"
-    figure = getattr(sample.decoding, metric)
+    figure = subject.figure(metric)
     outcome, held_by = _outcome(rule, sample, truth, exceptions, figure)
     return Explanation(
         rule=rule,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from nae_monitor.detect.figures import Measure
 from nae_monitor.detect.matchers import FuzzyScorer
-from nae_monitor.detect.schema import SCHEMA_VERSION, Enforcement, Status
+from nae_monitor.detect.schema import SCHEMA_VERSION, Enforcement, Metric, Status
 from nae_monitor.detect.text import Quotes
 from nae_monitor.detect.views import FIELDS, NUMBER_FIELDS, REQUEST_PREFIX, SCORE_PREFIX
 from nae_monitor.records import Phase, Severity
@@ -111,7 +111,7 @@ def _rule() -> Schema:
     when = {"anyOf": [TEXT, {"type": "object"}]}
     exception = _object(("name", "when", "reason"), name=TEXT, when=when, reason=TEXT, expires=DAY)
     scope = _object(
-        phase={"type": "array", "items": {"enum": [*(p.value for p in Phase), "tool"]}},
+        phase={"type": "array", "items": {"enum": [p.value for p in Phase]}},
         min_token_index=_integer(0, 10**9),
         max_norm=_number(0, 1e30),
         models=TEXTS,
@@ -119,11 +119,11 @@ def _rule() -> Schema:
     )
     fidelity = _object(
         ("min",),
-        metric={"enum": ["fve", "cosine", "percentile"]},
+        metric={"enum": list(get_args(Metric))},
         min=_number(-1e6, 1e6),
         below={"enum": ["drop", "downgrade", "tag"]},
         unscored={"enum": ["drop", "downgrade", "pass"]},
-        min_support=_number(-1e6, 1e6),
+        min_support=_number(0, 2),
     )
     detection = {
         "type": "object",
@@ -197,6 +197,8 @@ def _test() -> Schema:
         token=TEXT,
         request={"type": "object", "additionalProperties": TEXT},
         fve={"type": ["number", "null"], "maximum": 1},
+        percentile={"type": ["number", "null"], "minimum": 0, "maximum": 100},
+        support={"type": ["number", "null"], "minimum": -2, "maximum": 2},
         scores={"type": "object", "additionalProperties": {"type": "number"}},
         hits={"type": "array"},
         samples=_integer(0, 10**9),
