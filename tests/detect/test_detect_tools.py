@@ -83,7 +83,7 @@ def test_text_and_json_lines_become_samples(tmp_path: Path) -> None:
         "{}",
         '{"explanation": 1}',
         '{"explanation": "a", "explanatoin": "b"}',
-        '{"explanation": "a", "phase": "tool"}',
+        '{"explanation": "a", "phase": "thought"}',
         '{"explanation": "a", "position": -1}',
         '{"explanation": "a", "position": true}',
         '{"explanation": "a", "request": {"k": 1}}',

@@ -112,7 +112,7 @@ def _check(value: dict[str, Any], where: str) -> None:
     if not isinstance(value.get("explanation"), str):
         raise InputDataError(f"{where}: lacks its explanation")
     if value.get("phase", "completion") not in list(Phase):
-        raise InputDataError(f"{where}: phase is prompt or completion")
+        raise InputDataError(f"{where}: phase is one of {', '.join(Phase)}")
 
 
 def _all_text(items: Iterable[Any]) -> bool:
