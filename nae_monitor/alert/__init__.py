@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from nae_monitor.alert import jsonl, kafka, otel
+from nae_monitor.alert import jsonl, kafka_address, otel
 from nae_monitor.alert.console import ConsoleSink
 from nae_monitor.alert.fold import AlertFolder
 from nae_monitor.alert.jsonl import JsonlSink
@@ -49,8 +49,15 @@ GRACE_S = 0.25  # for the last step of a sink that used its whole deadline
 class Sinks:
     """Every alert to every sink, each guarded by itself; itself a :class:`Sink` but for stats."""
 
-    def __init__(self, sinks: Mapping[str, Sink], health: Health) -> None:
+    def __init__(
+        self,
+        sinks: Mapping[str, Sink],
+        health: Health,
+        routes: Mapping[str, frozenset[str]] | None = None,
+    ) -> None:
+        """``routes``: by sink, of which an alert must name one; a sink without takes all."""
         self._sinks = dict(sinks)
+        self._routes = routes or {}
         self._health = health
 
     def emit(self, alert: Alert) -> None:
@@ -59,6 +66,8 @@ class Sinks:
         A sink whose ``emit`` raised five times in a row is off, by the rule of :class:`Health`.
         """
         for name, sink in self._sinks.items():
+            if name in self._routes and self._routes[name].isdisjoint(alert.routes):
+                continue
             if self._health.is_open(f"alert.{name}"):
                 self._health.count(f"alert.{name}.dropped.circuit_open")
                 continue
@@ -115,6 +124,7 @@ def build_sinks(
     policy = ContentPolicy(privacy)
     problems: list[Problem] = []
     sinks: dict[str, Sink] = {}
+    routes: dict[str, frozenset[str]] = {}
     numbers: Counter[str] = Counter()
     for index, one in enumerate(settings.sinks):
         numbers[one.kind] += 1
@@ -122,13 +132,16 @@ def build_sinks(
         where = Mark(f"alert.sinks[{index}].{one.kind}")
         found = _check(one, where)
         problems += found
+        if wanted := _routes_of(one):
+            routes[name] = frozenset(wanted)
         if not found:
             try:
                 sinks[name] = _build(one, policy, health, name, console)
             except (OSError, sqlite3.Error) as error:
                 mend = "name an SQLite file in a directory this user may write"
                 problems.append(Problem(where, f"the outbox cannot be opened: {error}", mend))
-    built = Sinks(sinks, health)
+    problems += _none_takes_all(settings)
+    built = Sinks(sinks, health, routes)
     if problems:
         built.close(1.0)
         raise ConfigurationError(problems)
@@ -138,6 +151,18 @@ def build_sinks(
     return built
 
 
+def _routes_of(one: SinkSettings) -> tuple[str, ...]:
+    return one.options.routes if one.options is not None else ()
+
+
+def _none_takes_all(settings: AlertSettings) -> list[Problem]:
+    """Alerts of other routes, and the monitor's own, which name none, must reach somebody."""
+    if not settings.sinks or not all(_routes_of(one) for one in settings.sinks):
+        return []
+    mend = "leave `routes` out of one sink, or add console"
+    return [Problem(Mark("alert.sinks"), "every sink takes certain routes only", mend)]
+
+
 def _check(one: SinkSettings, where: Mark) -> list[Problem]:
     match one.options:
         case JsonlSettings():
@@ -145,7 +170,7 @@ def _check(one: SinkSettings, where: Mark) -> list[Problem]:
         case OtelSettings():
             return otel.check(one.options, where)
         case KafkaSettings():
-            return kafka.check(one.options, where)
+            return kafka_address.check(one.options, where)
     if one.kind in ("jsonl", "kafka"):
         return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
     return []

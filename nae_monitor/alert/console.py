@@ -57,6 +57,10 @@ def render(alert: Alert) -> Panel:
         where += f" to {alert.last_position}"
     facts = f"request {alert.request.request_id} · {where} · {alert.count} finding"
     facts += "s" if alert.count != 1 else ""
+    if alert.stop is not None:
+        facts += f" · {alert.stop.value.replace('_', ' ')}"
+    if alert.routes:
+        facts += f" · for {', '.join(alert.routes)}"
     lines = [Text(visible(facts))]
     lines += [_evidence(e) for e in alert.evidence]
     title = Text(f"{alert.severity.upper()} {visible(alert.title)} [{visible(alert.rule_id)}]")

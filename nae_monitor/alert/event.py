@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
-from nae_monitor.records import Alert, Evidence, Request, Severity, TraceRef
+from nae_monitor.records import Alert, Evidence, Request, Severity, StopOutcome, TraceRef
 
 EVENT_TYPE = "io.nae_monitor.alert.v1"
 OCSF_VERSION = "1.8.0"
@@ -45,8 +45,8 @@ SEVERITY_NUMBER = {  # OpenTelemetry log severity, which the CloudEvents extensi
     Severity.HIGH: 17,
     Severity.CRITICAL: 21,
 }
-_ACTION_OBSERVED = 3
-_DISPOSITION_ALERT = 19
+_ACTION_DENIED, _ACTION_OBSERVED = 2, 3
+_DISPOSITION_BLOCKED, _DISPOSITION_ALERT = 2, 19
 _ANALYTIC_RULE = 1
 _STATUS_NEW = 1
 
@@ -58,6 +58,7 @@ class AlertEvent:
     attributes: Mapping[str, str | int]  # CloudEvents context attributes, without prefix
     data: Mapping[str, Any]  # the OCSF finding, plain JSON values
     severity: Severity
+    topic: str = ""  # of Kafka; "": the sink's own
 
     @property
     def key(self) -> bytes:
@@ -140,6 +141,8 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
         "severitytext": alert.severity.upper(),
         "severitynumber": SEVERITY_NUMBER[alert.severity],
     }
+    if alert.routes:
+        attributes["routes"] = ",".join(alert.routes)
     if request.trace is not None:
         trace_id, span_id = trace_ids(request.trace)
         attributes["traceparent"] = f"00-{trace_id}-{span_id}-{request.trace.trace_flags:02x}"
@@ -149,6 +152,7 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
 def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict[str, Any]:
     # No confidence_score: fidelity says how much of an activation its text gives back, not how
     # likely the text is to be true, and a consumer would read it as the latter.
+    blocked = alert.stop is StopOutcome.BLOCKED
     return {
         "activity_id": 1,
         "category_uid": 2,
@@ -159,8 +163,8 @@ def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict
         "status_id": _STATUS_NEW,
         "is_alert": True,
         "risk_score": risk_score(alert),
-        "action_id": _ACTION_OBSERVED,
-        "disposition_id": _DISPOSITION_ALERT,
+        "action_id": _ACTION_DENIED if blocked else _ACTION_OBSERVED,
+        "disposition_id": _DISPOSITION_BLOCKED if blocked else _DISPOSITION_ALERT,
         "metadata": {
             "version": OCSF_VERSION,
             "uid": event_id,
@@ -229,6 +233,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
         "nae.sequence": alert.sequence,
         "nae.content": policy.mode,
         "nae.routes": list(alert.routes) or None,
+        "nae.stop": alert.stop.value if alert.stop else None,
     }
     if request.trace is not None:
         values["trace_id"], values["span_id"] = trace_ids(request.trace)

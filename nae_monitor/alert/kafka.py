@@ -8,16 +8,12 @@ request in flight for the order, and a watchdog that replaces a producer that we
 
 from __future__ import annotations
 
-import hashlib
-import re
 import sqlite3
 import time
-from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter, deque
+from dataclasses import dataclass, replace
 from typing import Any
 
-import platformdirs
 from kafka import KafkaProducer
 from kafka.errors import (
     InvalidRecordError,
@@ -27,11 +23,11 @@ from kafka.errors import (
 )
 
 from nae_monitor.alert.event import AlertEvent, to_event
+from nae_monitor.alert.kafka_address import outbox_path, servers
 from nae_monitor.alert.outbox import Outbox, Row
-from nae_monitor.alert.privacy import ContentPolicy
+from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S, ThreadedSink
-from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.settings import KafkaSettings
 
@@ -41,9 +37,10 @@ MAX_IN_FLIGHT_RECORDS = 200
 DELIVERY_TIMEOUT_S = 10.0
 POLL_S = 0.01
 CLOSE_PRODUCER_S = 0.3
+# A topic of a route that failed so often is left for the sink's own, for so long.
+TOPIC_TRIALS = 5
+AVOID_TOPIC_S = 60.0
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
-_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
 
 
@@ -54,6 +51,7 @@ class _Flight:
     row: Row
     future: Any
     sent_at_s: float
+    topic: str
 
 
 class KafkaSink(ThreadedSink):
@@ -94,6 +92,8 @@ class KafkaSink(ThreadedSink):
         self._in_flight: deque[_Flight] = deque()
         self._cursor = 0  # rows up to here are acknowledged or in flight
         self._acked: set[int] = set()  # acknowledged, not yet deleted
+        self._topic_failures: Counter[str] = Counter()  # of routes' topics, in a row
+        self._avoid_until_s: dict[str, float] = {}  # by topic
         self._depth = 0
         self._is_down = False
         self._send_at_s = 0.0
@@ -133,11 +133,13 @@ class KafkaSink(ThreadedSink):
     def _save(self, outbox: Outbox) -> None:
         """Commit what was taken from the queue; a full disk leaves it in memory for later."""
         events: list[AlertEvent] = []
-        while self._held and len(events) < len(self._held):
+        made = 0
+        while made < len(self._held):
             try:
-                events.append(to_event(self._held[len(events)], self._policy))
+                events += self._events(self._held[made])
+                made += 1
             except (ValueError, TypeError, OverflowError):
-                del self._held[len(events)]
+                del self._held[made]
                 self._tally.dropped("failed")
         try:
             evicted = outbox.add(events, keep_up_to=self._cursor)
@@ -151,6 +153,13 @@ class KafkaSink(ThreadedSink):
         self._tally.count("accepted", len(events))
         self._tally.dropped("outbox_full", evicted)
 
+    def _events(self, alert: RedactedAlert) -> list[AlertEvent]:
+        """The alert's event, once for each topic that its routes lead to."""
+        event = to_event(alert, self._policy)
+        own = self._settings.topics
+        topics = dict.fromkeys(own.get(route, "") for route in alert.routes or ("",))
+        return [replace(event, topic=topic) for topic in topics]
+
     def _settle(self, outbox: Outbox) -> None:
         """Forget rows that were acknowledged; start over where the producer failed."""
         flights, self._in_flight = self._in_flight, deque()
@@ -162,6 +171,7 @@ class KafkaSink(ThreadedSink):
                 self._in_flight.append(flight)
             elif error is None:
                 self._acked.add(flight.row.row_id)
+                self._topic_failures.pop(flight.topic, None)
                 self._tally.count("delivered")
             elif isinstance(error, REFUSED):
                 refused.append((flight.row, error))
@@ -188,20 +198,43 @@ class KafkaSink(ThreadedSink):
         for row in outbox.after(self._cursor, room):
             if row.row_id in self._acked:
                 continue
+            topic = self._topic_of(row)
             try:
                 if self._producer is None:
                     self._producer = self._connect()
                 future = self._producer.send(
-                    self._settings.topic, key=row.key, value=row.value, headers=row.headers
+                    topic, key=row.key, value=row.value, headers=row.headers
                 )
             except REFUSED as error:
                 self._refuse(outbox, row, error)
             except (KafkaError, OSError) as error:
+                self._note_failure(topic)
                 self._start_over(error)
                 return
             else:
-                self._in_flight.append(_Flight(row, future, time.monotonic()))
+                self._in_flight.append(_Flight(row, future, time.monotonic(), topic))
             self._cursor = row.row_id
+
+    def _topic_of(self, row: Row) -> str:
+        """The row's topic; the sink's own while a route's topic cannot be written to.
+
+        A topic that nobody made must not keep every alert behind it from going out.
+        """
+        if time.monotonic() < self._avoid_until_s.get(row.topic, 0.0):
+            self._tally.count("rerouted")
+            return self._settings.topic
+        return row.topic or self._settings.topic
+
+    def _note_failure(self, topic: str) -> None:
+        """A send to the topic could not even begin."""
+        if topic == self._settings.topic:  # then it is the brokers that are away
+            self._topic_failures.clear()
+            self._avoid_until_s.clear()
+            return
+        self._topic_failures[topic] += 1
+        if self._topic_failures[topic] >= TOPIC_TRIALS:
+            del self._topic_failures[topic]
+            self._avoid_until_s[topic] = time.monotonic() + AVOID_TOPIC_S
 
     def _connect(self) -> Any:
         return KafkaProducer(
@@ -276,31 +309,3 @@ class KafkaSink(ThreadedSink):
             self._save(outbox)
             if self._held:  # the disk does not take them
                 return
-
-
-def check(settings: KafkaSettings, where: Mark) -> list[Problem]:
-    """What can be known to be wrong without asking the network."""
-    problems = []
-    for server in settings.bootstrap.split(","):
-        found = _SERVER.fullmatch(server.strip())
-        if found is None or not 0 < int(found[2]) < 65536:
-            message = f"bootstrap has {server.strip()!r}, which is no HOST:PORT"
-            problems.append(Problem(where, message, "write HOST:PORT[,HOST:PORT…]"))
-    if not _TOPIC.fullmatch(settings.topic) or settings.topic in (".", ".."):
-        mend = "1 to 249 of letters, digits, dot, underscore and hyphen"
-        problems.append(Problem(where, f"topic {settings.topic!r} is no topic name", mend))
-    return problems
-
-
-def servers(bootstrap: str) -> list[str]:
-    """The broker addresses of a bootstrap string."""
-    return [server.strip() for server in bootstrap.split(",")]
-
-
-def outbox_path(settings: KafkaSettings) -> Path:
-    """The outbox's file: the configured one, or one for these brokers and topic."""
-    if settings.outbox is not None:
-        return Path(settings.outbox).expanduser()
-    brokers = hashlib.sha256(settings.bootstrap.encode()).hexdigest()[:12]
-    state = platformdirs.user_state_path("nae-monitor")
-    return state / "outbox" / f"{settings.topic}-{brokers}.sqlite"

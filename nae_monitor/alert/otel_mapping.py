@@ -46,6 +46,7 @@ def evaluation_attributes(alert: RedactedAlert) -> dict[str, AttributeValue]:
             "gen_ai.evaluation.explanation": best.explanation if best else None,
             "gen_ai.response.id": alert.request.request_id,
             "nae.alert.id": alert.alert_id,
+            "nae.routes": list(alert.routes),
         }
     )
 
@@ -78,6 +79,8 @@ def _common(alert: RedactedAlert) -> dict[str, AttributeValue | None]:
         "nae.count": alert.count,
         "nae.held_back": alert.held_back,
         "nae.sequence": alert.sequence,
+        "nae.routes": list(alert.routes),
+        "nae.stop": alert.stop.value if alert.stop else None,
     }
 
 

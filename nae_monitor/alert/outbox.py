@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS pending (
     key BLOB NOT NULL,
     headers TEXT NOT NULL,
     value BLOB NOT NULL,
-    added_unix_ns INTEGER NOT NULL
+    added_unix_ns INTEGER NOT NULL,
+    topic TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS pending_by_severity ON pending (severity, row_id);
 CREATE TABLE IF NOT EXISTS rejected (
@@ -42,10 +43,12 @@ CREATE TABLE IF NOT EXISTS rejected (
     key BLOB NOT NULL,
     headers TEXT NOT NULL,
     value BLOB NOT NULL,
-    added_unix_ns INTEGER NOT NULL
+    added_unix_ns INTEGER NOT NULL,
+    topic TEXT NOT NULL DEFAULT ''
 );
 """
-_COLUMNS = "severity, key, headers, value, added_unix_ns"
+_COLUMNS = "severity, key, headers, value, added_unix_ns, topic"
+_INSERT = f"INSERT INTO pending ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Row:
     key: bytes
     headers: list[tuple[str, bytes]]
     value: bytes
+    topic: str = ""  # "": the sink's own
 
 
 class _ForkGate:
@@ -139,8 +143,11 @@ class Outbox:
         now = time.time_ns()
         with self._db:
             self._db.executemany(
-                f"INSERT INTO pending ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
-                [(e.severity.rank, e.key, _pack(e.headers()), e.value(), now) for e in events],
+                _INSERT,
+                [
+                    (e.severity.rank, e.key, _pack(e.headers()), e.value(), now, e.topic)
+                    for e in events
+                ],
             )
             over = self.depth() - self._max_events
             if over <= 0:
@@ -156,11 +163,11 @@ class Outbox:
     def after(self, row_id: int, limit: int) -> list[Row]:
         """The oldest rows beyond ``row_id``, at most ``limit``."""
         rows = self._db.execute(
-            "SELECT row_id, key, headers, value FROM pending WHERE row_id > ?"
+            "SELECT row_id, key, headers, value, topic FROM pending WHERE row_id > ?"
             " ORDER BY row_id LIMIT ?",
             (row_id, limit),
         )
-        return [Row(r[0], bytes(r[1]), _unpack(r[2]), bytes(r[3])) for r in rows]
+        return [Row(r[0], bytes(r[1]), _unpack(r[2]), bytes(r[3]), r[4]) for r in rows]
 
     @_outside_fork
     def delete(self, row_ids: Sequence[int]) -> None:
@@ -225,10 +232,7 @@ class Outbox:
         with contextlib.closing(_open(path)) as other:
             rows = other.execute(f"SELECT {_COLUMNS} FROM pending ORDER BY row_id").fetchall()  # noqa: S608
             with self._db:
-                self._db.executemany(
-                    f"INSERT INTO pending ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
-                    rows,
-                )
+                self._db.executemany(_INSERT, rows)
             with other:
                 other.execute("DELETE FROM pending")
         return len(rows)
@@ -270,6 +274,9 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.executescript(_SCHEMA)
+        for table in ("pending", "rejected"):  # a file of a version that knew one topic only
+            if "topic" not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN topic TEXT NOT NULL DEFAULT ''")
     except BaseException:
         db.close()
         raise

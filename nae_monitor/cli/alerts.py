@@ -67,14 +67,14 @@ def _reader(
 
 def _refuse_silent_broker(bootstrap: str, topic: str) -> None:
     """Raise ConfigurationError where nobody answers: it would look like a topic without alerts."""
-    from nae_monitor.alert import kafka
+    from nae_monitor.alert import kafka_address
     from nae_monitor.cli.network import unreachable_brokers
     from nae_monitor.errors import ConfigurationError, Mark, Problem
     from nae_monitor.settings import KafkaSettings
 
     where = Mark("--kafka")
-    problems = kafka.check(KafkaSettings(bootstrap, topic), where)
-    if not problems and (why := unreachable_brokers(kafka.servers(bootstrap))):
+    problems = kafka_address.check(KafkaSettings(bootstrap, topic), where)
+    if not problems and (why := unreachable_brokers(kafka_address.servers(bootstrap))):
         problems = [Problem(where, why, "start the broker, or name another")]
     if problems:
         raise ConfigurationError(problems)

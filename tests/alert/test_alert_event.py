@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -8,12 +9,12 @@ import jsonschema
 from alert_parts import make_alert, make_evidence, make_policy
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from cloudevents.core.formats.json import JSONFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 from nae_monitor.alert.event import AlertEvent, to_event, to_json
-from nae_monitor.records import Alert, Request, Severity
+from nae_monitor.records import Alert, Request, Severity, StopOutcome
 
 
 def event_of(alert: Alert, content: str = "hash") -> AlertEvent:
@@ -31,12 +32,28 @@ def ocsf_validator() -> Any:
 texts = st.text(st.characters(exclude_categories=[]), max_size=40)
 
 
-@given(texts, texts, texts, st.sampled_from(Severity), st.sampled_from(["hash", "full", "none"]))
+@given(
+    texts,
+    texts,
+    texts,
+    st.sampled_from(Severity),
+    st.sampled_from(["hash", "full", "none"]),
+    st.lists(st.sampled_from(["oncall", "siem", "trust-and-safety"]), unique=True).map(tuple),
+    st.sampled_from([None, *StopOutcome]),
+)
+@settings(deadline=None)  # the schema is compiled in the first example
 def test_every_event_is_a_valid_ocsf_finding_and_cloud_event(
-    request_id: str, session_id: str, title: str, severity: Severity, content: str
+    request_id: str,
+    session_id: str,
+    title: str,
+    severity: Severity,
+    content: str,
+    routes: tuple[str, ...],
+    stop: StopOutcome | None,
 ) -> None:
     request = Request(request_id, request_id, title or "m", session_id=session_id)
-    event = event_of(make_alert(request=request, title=title, severity=severity), content)
+    alert = make_alert(request=request, title=title, severity=severity)
+    event = event_of(replace(alert, routes=routes, stop=stop), content)
     ocsf_validator().validate(json.loads(event.value()))
     message = KafkaMessage(dict(event.headers()), event.key, event.value())
     read = from_kafka_event(message)

@@ -15,7 +15,8 @@ from alert_parts import Broker, make_alert, make_policy, wait_until
 
 from nae_monitor.alert import build_sinks
 from nae_monitor.alert.event import occurrence_id, to_event
-from nae_monitor.alert.kafka import KafkaSink, check, outbox_path
+from nae_monitor.alert.kafka import KafkaSink
+from nae_monitor.alert.kafka_address import check, outbox_path
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.tail import KafkaTail, consume_kafka
 from nae_monitor.errors import ConfigurationError, InputDataError, Mark

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nae_monitor.alert import jsonl, kafka, otel
+from nae_monitor.alert import jsonl, kafka_address, otel
 from nae_monitor.cli.checks.check import Check, problem_check
 from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
@@ -41,10 +41,10 @@ def _jsonl(options: JsonlSettings, name: str, where: Mark) -> list[Check]:
 
 
 def _kafka(options: KafkaSettings, name: str, where: Mark) -> list[Check]:
-    problems = kafka.check(options, where)
+    problems = kafka_address.check(options, where)
     if problems:
         return [problem_check(name, p) for p in problems]
-    why = unreachable_brokers(kafka.servers(options.bootstrap))
+    why = unreachable_brokers(kafka_address.servers(options.bootstrap))
     if why:
         mend = "start a broker; until then alerts wait in the outbox"
         return [Check(name, "warning", why, mend)]

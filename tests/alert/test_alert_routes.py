@@ -1,0 +1,191 @@
+"""Where an alert goes by the routes of its rule, and what came of a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from alert_parts import Broker, make_alert, make_policy, wait_until
+from rich.console import Console
+
+from nae_monitor.alert import ContentPolicy, build_sinks, consume_kafka, kafka
+from nae_monitor.alert.console import render
+from nae_monitor.alert.event import to_event
+from nae_monitor.alert.kafka import TOPIC_TRIALS, KafkaSink
+from nae_monitor.alert.kafka_address import check
+from nae_monitor.alert.otel_mapping import evaluation_attributes, span_attributes
+from nae_monitor.alert.outbox import Outbox, Row
+from nae_monitor.errors import ConfigurationError, Mark
+from nae_monitor.health import Health
+from nae_monitor.records import Alert, StopOutcome
+from nae_monitor.settings import (
+    AlertSettings,
+    JsonlSettings,
+    KafkaSettings,
+    PrivacySettings,
+    Settings,
+    SinkSettings,
+)
+
+OLD_TABLE = """CREATE TABLE {name} (row_id INTEGER PRIMARY KEY AUTOINCREMENT, {more}
+severity INTEGER NOT NULL, key BLOB NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL,
+added_unix_ns INTEGER NOT NULL)"""
+
+
+def routed(sequence: int, *routes: str) -> Alert:
+    return replace(make_alert(sequence), routes=routes)
+
+
+def jsonl(path: Path, *routes: str) -> SinkSettings:
+    return SinkSettings("jsonl", JsonlSettings(str(path), routes=routes))
+
+
+def sequences(path: Path) -> list[int]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line)["data"]["unmapped"]["nae.sequence"] for line in lines]
+
+
+def test_a_sink_with_routes_takes_the_alerts_that_name_one_of_them(
+    tmp_path: Path, health: Health
+) -> None:
+    every, oncall = tmp_path / "all.jsonl", tmp_path / "oncall.jsonl"
+    settings = AlertSettings((jsonl(every), jsonl(oncall, "oncall", "siem")))
+    sinks = build_sinks(settings, PrivacySettings(), health)
+    for number, routes in enumerate([(), ("oncall",), ("review",), ("review", "siem")]):
+        sinks.emit(routed(number, *routes))
+    assert sinks.close(20.0)
+    assert sequences(every) == [0, 1, 2, 3]
+    assert sequences(oncall) == [1, 3]
+
+
+def test_one_sink_must_take_what_no_route_leads_to(tmp_path: Path, health: Health) -> None:
+    settings = AlertSettings((jsonl(tmp_path / "a", "oncall"), jsonl(tmp_path / "b", "siem")))
+    with pytest.raises(ConfigurationError, match="every sink takes certain routes only"):
+        build_sinks(settings, PrivacySettings(), health)
+
+
+def test_routes_and_the_fate_of_a_stop_stand_in_spans_events_and_headers() -> None:
+    policy = make_policy()
+    alert = policy.redact(replace(routed(1, "oncall", "siem"), stop=StopOutcome.WOULD_BLOCK))
+    span = span_attributes(alert, "hash")
+    assert (span["nae.routes"], span["nae.stop"]) == (["oncall", "siem"], "would_block")
+    assert evaluation_attributes(alert)["nae.routes"] == ["oncall", "siem"]
+    event = to_event(alert, policy)
+    assert ("ce_routes", b"oncall,siem") in event.headers()
+    assert event.data["unmapped"]["nae.stop"] == "would_block"
+    assert (event.data["action_id"], event.data["disposition_id"]) == (3, 19)
+    console = Console(width=200, record=True)
+    console.print(render(alert))
+    assert "would block · for oncall, siem" in console.export_text()
+
+
+def test_without_routes_and_stop_nothing_is_said_of_them() -> None:
+    policy = make_policy()
+    alert = policy.redact(routed(1))
+    assert not {"nae.routes", "nae.stop"} & set(span_attributes(alert, "hash"))
+    assert "routes" not in to_event(alert, policy).attributes
+
+
+def test_an_ended_generation_is_a_blocked_action_to_a_security_lake() -> None:
+    policy: ContentPolicy = make_policy()
+    event = to_event(policy.redact(replace(routed(1), stop=StopOutcome.BLOCKED)), policy)
+    assert (event.data["action_id"], event.data["disposition_id"]) == (2, 2)
+
+
+def test_kafka_topics_are_chosen_by_route(
+    broker: Broker, tmp_path: Path, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each topic's first send waits for its metadata: on a busy machine longer than usual.
+    monkeypatch.setattr(kafka, "MAX_BLOCK_MS", 20_000)
+    topics = {"oncall": "nae.oncall", "siem": "nae.siem"}
+    outbox = str(tmp_path / "o.sqlite")
+    settings = KafkaSettings(broker.bootstrap, "nae.alerts", outbox=outbox, topics=topics)
+    sink = KafkaSink(settings, make_policy(), health)
+    for number, routes in enumerate([(), ("oncall",), ("oncall", "siem"), ("oncall", "review")]):
+        sink.emit(routed(number, *routes))
+    wait_until(lambda: sink.stats()["delivered"] == 6, 120.0)
+    assert sink.close(20)
+    expected = {"nae.alerts": [0, 3], "nae.oncall": [1, 2, 3], "nae.siem": [2]}  # all six
+    for topic, sequences_there in expected.items():
+        reading = consume_kafka(broker.bootstrap, topic, timeout_s=60.0)
+        found = list(islice(reading, len(sequences_there)))
+        assert [alert.data["unmapped"]["nae.sequence"] for alert in found] == sequences_there
+    assert sink.stats() == {"accepted": 6, "delivered": 6, "pending": 0}
+
+
+def test_a_topic_that_cannot_be_written_to_keeps_no_alert_back(
+    sleeping_broker: Broker, tmp_path: Path, health: Health
+) -> None:
+    settings = KafkaSettings(
+        sleeping_broker.bootstrap, outbox=str(tmp_path / "o"), topics={"oncall": "nae.oncall"}
+    )
+    sink = KafkaSink(settings, make_policy(), health)
+    row = Row(1, b"", [], b"", "nae.oncall")
+    for _ in range(TOPIC_TRIALS - 1):
+        sink._note_failure("nae.oncall")
+    assert sink._topic_of(row) == "nae.oncall"
+    sink._note_failure("nae.oncall")
+    assert sink._topic_of(row) == settings.topic
+    sink._note_failure(settings.topic)  # the whole broker is away: no fault of that topic
+    assert sink._topic_of(row) == "nae.oncall"
+    sink.close(1.0)
+
+
+def test_a_topic_of_a_route_is_checked_at_the_start() -> None:
+    settings = KafkaSettings("127.0.0.1:9092", topics={"oncall": "no topic"})
+    assert [problem.message for problem in check(settings, Mark("here"))] == [
+        "topic 'no topic' is no topic name"
+    ]
+
+
+def test_an_outbox_of_one_topic_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "o.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(OLD_TABLE.format(name="pending", more=""))
+        db.execute(OLD_TABLE.format(name="rejected", more="reason TEXT NOT NULL,"))
+        db.execute("INSERT INTO pending VALUES (NULL, 1, x'61', '[]', x'62', 5)")
+    outbox = Outbox(path, 10)
+    try:
+        assert [(row.key, row.topic) for row in outbox.after(0, 5)] == [(b"a", "")]
+        policy = make_policy()
+        event = replace(to_event(policy.redact(routed(1)), policy), topic="nae.oncall")
+        outbox.add([event])
+        assert [row.topic for row in outbox.after(0, 5)] == ["", "nae.oncall"]
+    finally:
+        outbox.close()
+
+
+def test_routes_and_topics_are_read_from_the_configuration() -> None:
+    text = """
+alert:
+  sinks:
+    - console
+    - jsonl: {path: a.jsonl, routes: [oncall]}
+    - kafka: {bootstrap: "127.0.0.1:9092", topics: {oncall: nae.oncall}}
+actions: {stop_generation: enforce, hold_s: 2, raise_sampling: true}
+"""
+    settings = Settings.from_yaml("monitor.yaml", text)
+    jsonl_sink, kafka_sink = (sink.options for sink in settings.alert.sinks[1:])
+    assert isinstance(jsonl_sink, JsonlSettings)
+    assert isinstance(kafka_sink, KafkaSettings)
+    assert jsonl_sink.routes == ("oncall",)
+    assert kafka_sink.topics == {"oncall": "nae.oncall"}
+    assert (settings.actions.stop_generation, settings.actions.hold_s) == ("enforce", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("kafka", "said"),
+    [
+        ("{bootstrap: 'h:1', topics: [a]}", "topics must be a mapping"),
+        ("{bootstrap: 'h:1', topics: {a: 1}}", "a is 1"),
+    ],
+)
+def test_a_topic_map_that_is_none_is_refused_with_its_place(kafka: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        Settings.from_yaml("monitor.yaml", f"alert: {{sinks: [{{kafka: {kafka}}}]}}\n")
+    assert caught.value.problems[0].where.line == 1
