@@ -189,8 +189,9 @@ def test_schema_is_json(cli: Cli) -> None:
     assert "json-schema.org" in json.loads(cli("rules", "schema").out)["$schema"]
 
 
-@pytest.mark.parametrize(
-    "verb", ["lint", "fmt", "test", "explain", "backtest", "diff", "bench", "lock", "schema"]
-)
+VERBS = ("lint", "fmt", "test", "explain", "backtest", "diff", "tune", "coverage", "bench")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "lock", "schema"])
 def test_every_verb_has_help(cli: Cli, verb: str) -> None:
     assert cli("rules", verb, "--help").code == 0
