@@ -9,11 +9,17 @@ from nae_monitor.detect import (
     load_rules,
     run_inline_tests,
 )
+from nae_monitor.detect.aggregation import AggregationRule
 from nae_monitor.detect.evaluation import SemanticAnswerer
 from nae_monitor.detect.lint.run import lint
+from nae_monitor.detect.schema import Rule
 from nae_monitor.detect.tools.coverage import coverage
 from nae_monitor.detect.views import Subject, Views
 from nae_monitor.records import FindingState, Severity
+
+
+def every_rule(rules: RuleSet) -> list[Rule | AggregationRule]:
+    return [*rules.rules, *rules.aggregations]
 
 
 def test_every_test_in_the_packs_passes_without_a_model(rules: RuleSet) -> None:
@@ -56,7 +62,7 @@ def test_lint_has_nothing_to_say_of_the_packs() -> None:
 
 def test_every_pack_says_what_it_sees_what_it_cannot_and_what_to_do(rules: RuleSet) -> None:
     by_pack: dict[Path, set[str]] = {}
-    for rule in (*rules.rules, *rules.aggregations):
+    for rule in every_rule(rules):
         by_pack.setdefault(Path(rule.file).parent, set()).add(rule.name)
     for pack, names in by_pack.items():
         text = (pack / "README.md").read_text(encoding="utf-8")
@@ -95,7 +101,7 @@ def test_semantic_selections_carry_negatives_and_a_margin(rules: RuleSet) -> Non
 
 def test_files_lie_under_their_category_and_bear_their_names(rules: RuleSet) -> None:
     root = builtin_rules_directory()
-    for rule in (*rules.rules, *rules.aggregations):
+    for rule in every_rule(rules):
         place = Path(rule.file).relative_to(root)
         assert (len(place.parts), place.stem) == (2, rule.name)
 
@@ -114,13 +120,13 @@ def test_every_exemplar_reaches_its_own_threshold_and_no_negative_does(
 
 
 def test_the_readme_says_how_to_enable_what_is_off(rules: RuleSet, tmp_path: Path) -> None:
-    off = {rule.name for rule in (*rules.rules, *rules.aggregations) if not rule.enabled}
+    off = {rule.name for rule in every_rule(rules) if not rule.enabled}
     assert off == {"low_fidelity_decode", "out_of_band_reconstruction"}
     readme = builtin_rules_directory() / "monitor_integrity" / "README.md"
     _, _, rest = readme.read_text(encoding="utf-8").partition("```yaml\n")
     (tmp_path / "own.yaml").write_text(rest.partition("```")[0], encoding="utf-8")
     changed = load_rules(["builtin", tmp_path])
-    assert all(rule.enabled for rule in (*changed.rules, *changed.aggregations))
+    assert all(rule.enabled for rule in every_rule(changed))
 
 
 def test_the_packs_load_into_a_judge_with_the_real_encoder(
