@@ -143,6 +143,7 @@ def compile_pattern(pattern: str, case: bool) -> Any:
     options = re2.Options()
     options.log_errors = False
     options.max_mem = MAX_REGEX_BYTES
+    options.never_capture = True  # groups cost memory for each and nobody reads them
     options.case_sensitive = case
     try:
         compiled = re2.compile(pattern, options)
