@@ -1,6 +1,8 @@
 """What a hostile or careless author writes: diagnostics, never a traceback and never a hang."""
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import yaml
@@ -109,3 +111,19 @@ def test_the_untouched_documents_are_sound() -> None:
 @given(st.sampled_from(paths_in(WHOLE)), values)
 def test_a_rule_with_anything_anywhere_is_a_rule_or_problems(path: Any, new: Any) -> None:
     assert sound(*read_rule(Document(replaced(WHOLE, path, new), {}, "x.yaml")))
+
+
+def test_tens_of_thousands_of_groups_take_bounded_memory() -> None:
+    """RE2 keeps something for every capturing group in every state, unless told not to."""
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, 2_000_000_000))
+from nae_monitor.detect.matchers import PatternError, compile_pattern
+try:
+    pattern = compile_pattern("(" * 40_000 + "hide" + ")" * 40_000, False)
+    assert pattern.search("plans to hide it").span() == (9, 13)
+except PatternError as problem:
+    assert problem.code == "NM201"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
