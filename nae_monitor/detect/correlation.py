@@ -136,15 +136,6 @@ class Aggregation:
             return position, NO_MATCH
         return position, Answer(FindingState.UNDECIDED, too_few(fewest, rule))
 
-    def standing(self) -> dict[tuple[str, int, int], FindingState]:
-        """The present answer at every anchor that is still held."""
-        found: dict[tuple[str, int, int], FindingState] = {}
-        for group in self._groups.values():
-            for index, sample in enumerate(group.samples):
-                if self.rule.is_anchor(sample):
-                    found[sample.identity] = self._answer(group, index).state
-        return found
-
     def _judge_from(self, group: _Group, first: int) -> list[Firing]:
         fired: list[Firing] = []
         for index in range(first, self._end(group, first)):
