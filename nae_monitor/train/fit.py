@@ -105,43 +105,16 @@ def fit(
         InputDataError: the state found is damaged or of another recipe.
     """
     make_directory(directory)
-    optimizer = torch.optim.AdamW(
-        trainable(model).values(),
-        lr=lora.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=lora.weight_decay,
-    )
-    done = first = _resume(model, optimizer, directory, options)
+    optimizer = _optimizer(model, lora)
+    first = _resume(model, optimizer, directory, options)
     crew = Crew.of(model, step)
     record = _Record(directory, options, report) if crew.is_first else None
     if record:
         record.begin(first)
-    size = lora.batch_size * crew.count
-    batches = endless_batches(lengths, size, seed=options.seed, first_step=first)
-    started_s = time.monotonic()
-    ended = done >= options.steps or crew.agree(lambda: record is not None and record.is_exhausted)
-    while not ended:
-        rows, began_s = next(batches), time.monotonic()
-        rate = schedule(done, options.steps, lora)
-        loss = _update(crew, model, optimizer, rows, done, rate, lora.clip_norm)
-        if loss is None:
-            raise _failed(directory / STATE, done)
-        done += 1
-        if record:
-            tokens = sum(lengths[i] for i in rows)
-            taken_s = time.monotonic() - began_s
-            record.step(StepRow(done, loss, rate, len(rows), tokens, taken_s))
-        is_last = done == options.steps or _is_late(crew, started_s, options.time_limit_s)
-        if is_last or done % options.evaluate_every == 0:
-            speed = (done - first) * size / (time.monotonic() - started_s)
-            ended = crew.agree(partial(_measured, record, done, speed, evaluate, model))
-        ended = ended or is_last
-        if record and (ended or done % options.save_every == 0):
-            save_state(directory / STATE, model, optimizer, done)
-    if record:
-        record.log.flush()
+    training = _Training(model, optimizer, crew, record, directory / STATE, lora, options, first)
+    training.run(lengths, evaluate)
     crew.finish()
-    return done
+    return training.done
 
 
 def is_finished(directory: Path, options: FitOptions) -> bool:
@@ -152,6 +125,15 @@ def is_finished(directory: Path, options: FitOptions) -> bool:
     step = int(state_facts(state)["step"])
     best = Best.of(directory, options.measure, step)
     return step >= options.steps or best.is_exhausted(options.patience)
+
+
+def _optimizer(model: nn.Module, lora: LoraOptions) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        trainable(model).values(),
+        lr=lora.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=lora.weight_decay,
+    )
 
 
 def _resume(
@@ -165,49 +147,85 @@ def _resume(
     return 0
 
 
-def _update(
-    crew: Crew,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rows: np.ndarray,
-    number: int,
-    rate: float,
-    clip_norm: float,
-) -> float | None:
-    """One optimizer step and its loss; None, with the parameters untouched, if not finite."""
-    loss, value = crew.loss(rows, number)
-    if not math.isfinite(value):
-        return None
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(trainable(model).values(), clip_norm)
-    if not math.isfinite(float(norm)):
-        return None
-    optimizer.step()
-    return value
+@dataclass(slots=True)
+class _Training:
+    """One process's part of a training, and how far it has come."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    crew: Crew
+    record: _Record | None  # None: another process writes
+    state: Path
+    lora: LoraOptions
+    options: FitOptions
+    done: int  # steps
+
+    def run(self, lengths: Sequence[int], evaluate: Evaluate) -> None:
+        """Take steps until one of the ends is reached; measured and saved on the way."""
+        options, record, first = self.options, self.record, self.done
+        size = self.lora.batch_size * self.crew.count
+        batches = endless_batches(lengths, size, seed=options.seed, first_step=first)
+        started_s = time.monotonic()
+        ended = self.done >= options.steps or self.crew.agree(self._is_exhausted)
+        while not ended:
+            row = self._step(next(batches), lengths)
+            if record:
+                record.step(row)
+            is_last = self.done == options.steps or self._is_late(started_s)
+            if is_last or self.done % options.evaluate_every == 0:
+                speed = (self.done - first) * size / (time.monotonic() - started_s)
+                ended = self.crew.agree(partial(self._measured, speed, evaluate))
+            ended = ended or is_last
+            if record and (ended or self.done % options.save_every == 0):
+                save_state(self.state, self.model, self.optimizer, self.done)
+        if record:
+            record.log.flush()
+
+    def _step(self, rows: np.ndarray, lengths: Sequence[int]) -> StepRow:
+        began_s = time.monotonic()
+        rate = schedule(self.done, self.options.steps, self.lora)
+        loss = self._update(rows, rate)
+        if loss is None:
+            raise _failed(self.state, self.done)
+        self.done += 1
+        tokens = sum(lengths[i] for i in rows)
+        return StepRow(self.done, loss, rate, len(rows), tokens, time.monotonic() - began_s)
+
+    def _update(self, rows: np.ndarray, rate: float) -> float | None:
+        """One optimizer step and its loss; None, with the parameters untouched, if not finite."""
+        loss, value = self.crew.loss(rows, self.done)
+        if not math.isfinite(value):
+            return None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = trainable(self.model).values()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.lora.clip_norm)
+        if not math.isfinite(float(norm)):
+            return None
+        self.optimizer.step()
+        return value
+
+    def _is_late(self, started_s: float) -> bool:
+        limit_s = self.options.time_limit_s
+        if limit_s is None:
+            return False
+        return self.crew.agree(lambda: time.monotonic() - started_s > limit_s)
+
+    def _is_exhausted(self) -> bool:
+        return self.record is not None and self.record.is_exhausted
+
+    def _measured(self, speed: float, evaluate: Evaluate) -> bool:
+        """Measure, in the first process alone; True where the patience has ended."""
+        if self.record is not None:
+            self.record.measure(self.done, speed, evaluate(), self.model)
+        return self._is_exhausted()
 
 
 def _failed(state: Path, step: int) -> TrainingFailedError:
     kept = f"{state} is the last good state" if state.exists() else "no state was saved"
     return TrainingFailedError(f"loss or gradient is not finite at step {step}; {kept}")
-
-
-def _is_late(crew: Crew, started_s: float, limit_s: float | None) -> bool:
-    if limit_s is None:
-        return False
-    return crew.agree(lambda: time.monotonic() - started_s > limit_s)
-
-
-def _measured(
-    record: _Record | None, step: int, speed: float, evaluate: Evaluate, model: nn.Module
-) -> bool:
-    """Measure, in the first process alone; True where the patience has ended."""
-    if record is None:
-        return False
-    record.measure(step, speed, evaluate(), model)
-    return record.is_exhausted
 
 
 class _Record:
