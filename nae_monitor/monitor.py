@@ -34,7 +34,7 @@ from nae_monitor.errors import (
     UnsupportedError,
 )
 from nae_monitor.health import Health
-from nae_monitor.parts import Parts, collect, content_key, load_parts
+from nae_monitor.parts import Parts, check_writable, collect, content_key, load_parts
 from nae_monitor.pipeline import Observer, OnDecision, Pipeline
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import TraceRef, Verdict
@@ -79,7 +79,8 @@ class Monitor:
     def from_yaml(cls, path: Path | str, *, on_decision: OnDecision | None = None) -> Monitor:
         """Load everything a configuration names.
 
-        ``on_decision`` is told every action that a rule asks for, and whether it was carried out.
+        ``on_decision`` is told every action that a rule asks for, and whether it was carried out;
+        what it returns of a stop says whether the host ended the generation.
 
         Raises:
             ConfigurationError: every problem of the configuration, the rules, the checkpoints
@@ -104,7 +105,7 @@ class Monitor:
         problems: list[Problem] = []
         parts = collect(problems, lambda: load_parts(settings, health))
         if settings.record.dir is not None:
-            collect(problems, lambda: _check_writable(Path(settings.record.dir or "")))
+            collect(problems, lambda: check_writable(Path(settings.record.dir or "")))
         sinks = collect(
             problems,
             lambda: build_sinks(settings.alert, settings.privacy, health, console=console),
@@ -170,6 +171,18 @@ class Monitor:
         under :meth:`watch` end by themselves; ``on_decision`` is the way to be called instead.
         """
         return self._pipeline is not None and self._pipeline.brake.should_stop(request_id)
+
+    def confirm_stop(self, request_id: str, *, ended: bool) -> bool:
+        """For a host that ends generations itself: say what came of an ordered stop.
+
+        Alerts, counters and the recording then tell ``blocked`` or ``refused``; without a word,
+        ``unknown``. Never waits. ``request_id`` is the sequence's own, as for :meth:`should_stop`.
+
+        Returns:
+            False where no stop waits for an answer, as after the request's alerts went out.
+        """
+        pipeline = self._pipeline
+        return pipeline is not None and pipeline.brake.confirm(request_id, ended=ended)
 
     def close(self, deadline_s: float = 10.0) -> bool:
         """Work off what was captured, deliver alerts, close the recording.
@@ -256,6 +269,7 @@ class Monitor:
                 "layer": self._parts.decoder.layer,
                 "nla_id": self._parts.decoder.nla_id,
                 "rules_sha256": self._parts.rules_in_force().fingerprint,
+                "keep": self.settings.record.keep,
                 "special_token_ids": special_token_ids,
                 "nae_monitor": __version__,
             },
@@ -278,15 +292,3 @@ class Monitor:
             mend = "name the NLA pair that was trained for this model"
             message = f"reads vectors of width {expected}, the watched model has {width}"
             raise CheckpointError([Problem(place, message, mend)])
-
-
-def _check_writable(directory: Path) -> None:
-    probe = directory / f".probe-{uuid.uuid4().hex[:8]}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        mend = "name a directory this user may write, with free space"
-        message = f"recordings cannot be written: {error.strerror}"
-        raise ConfigurationError([Problem(Mark(str(directory)), message, mend)]) from error

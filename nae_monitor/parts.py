@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +123,16 @@ def collect(problems: list[Problem], load: Callable[[], T]) -> T | None:
     except ConfigurationError as error:
         problems.extend(error.problems or [Problem(Mark("configuration"), str(error))])
         return None
+
+
+def check_writable(directory: Path) -> None:
+    """Try to write there; ConfigurationError where that fails."""
+    probe = directory / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        mend = "name a directory this user may write, with free space"
+        message = f"recordings cannot be written: {error.strerror}"
+        raise ConfigurationError([Problem(Mark(str(directory)), message, mend)]) from error

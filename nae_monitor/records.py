@@ -63,8 +63,11 @@ class StopOutcome(StrEnum):
     """What came of a rule's wish to end the generation it matched in."""
 
     WOULD_BLOCK = "would_block"  # in shadow, or over the limit of stops
+    REQUESTED = "requested"  # ordered, and nothing is known of it yet
     BLOCKED = "blocked"  # the sequence was ended
     TOO_LATE = "too_late"  # it had ended by itself before the stop reached it
+    REFUSED = "refused"  # the host said that it does not end it
+    UNKNOWN = "unknown"  # ordered; the generation is over, and nobody said why it ended
 
 
 class VerdictState(StrEnum):
@@ -95,8 +98,7 @@ class Request:
     tenant: str | None = None
     trace: TraceRef | None = None
     started_unix_ns: int = 0
-    # further request.KEY fields for rules
-    attributes: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    attributes: Mapping[str, str] = field(default_factory=lambda: EMPTY)  # further request.KEY
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -213,6 +215,8 @@ class Finding:
     risk_score: int | None = None
     routes: tuple[str, ...] = ()  # names of where the rule wants its alerts to go
     support: float | None = None  # cosine that the sentences which matched are worth to the whole
+    support_asked: bool = False  # None is then unknown
+    support_s: float | None = field(default=None, compare=False)  # wall time of measuring it
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +258,24 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """A rule's wish to end one generation, and what was known of it at ``time_unix_ns``."""
+
+    request_id: str
+    started_unix_ns: int  # of the turn that it was meant for
+    rule_id: str
+    rule_name: str
+    rule_version: str
+    position: int  # tokens, from 0: the hit that led to it
+    enforced: bool  # by the rule's mode; the configuration may hold it in shadow all the same
+    outcome: StopOutcome
+    time_unix_ns: int
+    why: str = ""  # of WOULD_BLOCK: what kept it from being carried out
+    within_tokens: int | None = None  # generated after the hit, as the rule allows
+    behind_tokens: int | None = None  # generated after the hit when it was ended; None: unknown
+
+
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """The ledger of one request. ``seen = screened + cached + dropped before the screen``."""
 
@@ -275,4 +297,4 @@ class Verdict:
     state: VerdictState
     findings: tuple[Finding, ...]
     coverage: Coverage
-    reasons: tuple[str, ...]  # why undecided; empty otherwise
+    reasons: tuple[str, ...]  # why undecided

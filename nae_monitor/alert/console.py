@@ -73,6 +73,9 @@ def _evidence(evidence: Evidence) -> Text:
     fve = finite(evidence.fve)
     line = Text(f"@{evidence.finding.position} {evidence.phase} ", style="dim")
     line.append(f"FVE {fve:.2f}" if fve is not None else "FVE unknown")
+    if evidence.finding.support_asked:
+        support = finite(evidence.finding.support)
+        line.append(f" · support {support:.2f}" if support is not None else " · support unknown")
     for name, content in (("token", evidence.token), ("reads", evidence.explanation)):
         if content:
             line.append(f"\n  {name} ", style="dim")

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
-from nae_monitor.records import Alert, Evidence, Request, Severity, StopOutcome, TraceRef
+from nae_monitor.records import Alert, Evidence, Finding, Request, Severity, StopOutcome, TraceRef
 
 EVENT_TYPE = "io.nae_monitor.alert.v1"
 OCSF_VERSION = "1.8.0"
@@ -200,6 +200,7 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
         "output": evidence.transcript.output,
         "fve": finite(evidence.fve),
         "cosine": finite(evidence.cosine),
+        **support_values(finding),
         "matches": [
             {
                 "selection": span.selection,
@@ -226,6 +227,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
         "nae.tenant": request.tenant,
         "nae.nla.id": alert.nla_id,
         "nae.fve": finite(alert.evidence[0].fve) if alert.evidence else None,
+        **(support_values(alert.evidence[0].finding, "nae.") if alert.evidence else {}),
         "nae.first_position": alert.first_position,
         "nae.last_position": alert.last_position,
         "nae.count": alert.count,
@@ -238,6 +240,23 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
     if request.trace is not None:
         values["trace_id"], values["span_id"] = trace_ids(request.trace)
     return _known(values)
+
+
+def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float | None]:
+    """What is known of a finding's support; nothing where its rule does not ask for it.
+
+    ``support``: cosine(AR(whole), h) - cosine(AR(rest), h), where the rest lacks the sentences
+    that matched; None where it could not be measured, and ``support_state`` says so.
+    ``support_seconds``: wall time of measuring it.
+    """
+    if not finding.support_asked:
+        return {}
+    support = finite(finding.support)
+    return {
+        f"{prefix}support": support,
+        f"{prefix}support_state": "unknown" if support is None else "measured",
+        f"{prefix}support_seconds": finite(finding.support_s),
+    }
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nae_monitor.detect.packs import RuleSet
@@ -28,6 +28,7 @@ class Decision:
     scope: SamplingScope | None = None  # raise_sampling: whose tokens
     tokens: int | None = None  # raise_sampling: how many from here on
     within_tokens: int | None = None  # stop_generation: how many may follow the hit
+    rule_version: str = ""
 
 
 class Decider:
@@ -66,7 +67,7 @@ class Decider:
         if stop is not None and self._is_enough(finding, stop.min_fidelity, stop.min_hits):
             enforced, limit = stop.mode == "enforce", stop.within_tokens
             found.append(Decision("stop_generation", *place, enforced, within_tokens=limit))
-        return found
+        return [replace(one, rule_version=finding.rule_version) for one in found]
 
     def _is_enough(self, finding: Finding, min_fidelity: float | None, min_hits: int) -> bool:
         """Whether this hit is the one that makes the rule's hits in the request enough."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import functools
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.evaluation import (
@@ -27,6 +29,15 @@ from nae_monitor.records import Activation, Decoding, Finding, FindingState, Tra
 CACHED_TEXTS = 32  # a request's prompt is normalised once, not once a token
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a rule's fidelity gate kept from becoming a finding; ``counter`` says why."""
+
+    rule_name: str
+    state: FindingState  # that the finding would have had
+    counter: str
+
+
 class Judge:
     """Judges decodings by a rule set.
 
@@ -39,7 +50,8 @@ class Judge:
         encoder: for semantic selections; without one they are unknown.
         health: where counters go: ``rules.judged``, ``rules.matched``, ``rules.undecided``,
             ``rules.dropped_low_fidelity``, ``rules.dropped_low_support``,
-            ``rules.dropped_unscored``, and those of
+            ``rules.dropped_unscored``, ``rules.support_asked`` and
+            ``rules.support_microseconds`` (what measuring it took), and those of
             :class:`nae_monitor.detect.matching.TextMatchers`.
         calibration: for percentiles; without one they are unknown.
         reconstructor: for the support of what matched; without one it is unknown.
@@ -69,26 +81,33 @@ class Judge:
         self, activation: Activation, decoding: Decoding, transcript: Transcript
     ) -> tuple[Finding, ...]:
         """The rules that match this decoding or cannot say, ordered by rule id."""
+        weighed = self.weigh(activation, decoding, transcript)
+        return tuple(one for one in weighed if isinstance(one, Finding))
+
+    def weigh(
+        self, activation: Activation, decoding: Decoding, transcript: Transcript
+    ) -> tuple[Finding | Dropped, ...]:
+        """What :meth:`judge` finds, and what fidelity gates dropped, ordered by rule id."""
         known = self._calibration
         percentile = None if known is None else known.percentile(decoding)
         subject = Subject.of(activation, decoding, transcript, percentile)
         views = Views(subject, self._normalise)
         found = [self._judge(rule, views, activation, decoding) for rule in self._rules]
-        return tuple(finding for finding in found if finding is not None)
+        return tuple(one for one in found if one is not None)
 
     def _judge(
         self, rule: Rule, views: Views, activation: Activation, decoding: Decoding
-    ) -> Finding | None:
+    ) -> Finding | Dropped | None:
         outcome = self._outcome(rule, views, activation)
         if outcome is None:
             return None
         self._health.count("rules.judged")
         if outcome.state is FindingState.NO_MATCH:
             return None
-        rating, support = self._rated(rule, outcome, views.subject)
+        rating, support, support_s = self._rated(rule, outcome, views.subject)
         if rating.dropped:
             self._health.count(rating.dropped)
-            return None
+            return Dropped(rule.name, outcome.state, rating.dropped)
         matched = outcome.state is FindingState.MATCH
         self._health.count("rules.matched" if matched else "rules.undecided")
         return Finding(
@@ -104,21 +123,32 @@ class Judge:
             undecided=outcome.undecided,
             fve=decoding.fve,
             support=support,
+            support_asked=support_s is not None,
+            support_s=support_s,
             tags=(*rating.tags, *rule.actions.tags),
             risk_score=rating.risk_score,
             routes=rule.actions.routes,
         )
 
-    def _rated(self, rule: Rule, outcome: Outcome, subject: Subject) -> tuple[Rating, float | None]:
-        """The gate's rating, and the support where the rule asks for it and something matched."""
+    def _rated(
+        self, rule: Rule, outcome: Outcome, subject: Subject
+    ) -> tuple[Rating, float | None, float | None]:
+        """The gate's rating; the support and the seconds it took, where the rule asks for it.
+
+        It is measured on a match only; None as the seconds: it was not asked for.
+        """
         gate = rule.fidelity
         figure = subject.figure(gate.metric) if gate else None
         rating = rate(rule, figure)
         asked = gate is not None and gate.min_support is not None
         if rating.dropped or not asked or outcome.state is not FindingState.MATCH:
-            return rating, None
+            return rating, None, None
+        began_s = time.perf_counter()
         support = self._support(outcome, subject)
-        return rate(rule, figure, support), support
+        taken_s = time.perf_counter() - began_s
+        self._health.count("rules.support_asked")
+        self._health.count("rules.support_microseconds", round(taken_s * 1e6))
+        return rate(rule, figure, support), support, taken_s
 
     def _support(self, outcome: Outcome, subject: Subject) -> float | None:
         """What the words that matched carry; None where that cannot be measured."""

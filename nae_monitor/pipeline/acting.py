@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.ports import OnDecision
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.turn import Turn
-from nae_monitor.records import Alert, Request, StopOutcome
+from nae_monitor.records import Alert, Request, Stop, StopOutcome
 from nae_monitor.screen import RaisableScreen, Screen
 from nae_monitor.settings import ActionSettings
 
@@ -23,7 +24,8 @@ class Acting:
     """One decision at a time, on the background thread.
 
     Counts ``actions.KIND`` for what is carried out and ``actions.KIND.shadow`` for what is only
-    told. ``on_decision`` hears of both, with :attr:`Decision.enforced` as it came out.
+    told. ``on_decision`` hears of both, with :attr:`Decision.enforced` as it came out. Of stops
+    that were ordered, ``actions.stop_generation.OUTCOME`` counts what came of them.
     """
 
     def __init__(
@@ -52,24 +54,68 @@ class Acting:
         }[decision.kind](turn, decision)
         self._health.count(f"actions.{decision.kind}{'' if done else '.shadow'}")
         if self._on_decision is not None:
-            self._on_decision(replace(decision, enforced=done))
+            answer = self._on_decision(replace(decision, enforced=done))
+            if decision.kind == "stop_generation" and done and isinstance(answer, bool):
+                self._brake.confirm(decision.request_id, ended=answer)
 
     def marked(self, turn: Turn, alerts: Sequence[Alert]) -> list[Alert]:
-        """A finished turn's alerts, each with what came of its rule's wish to stop it."""
-        return [replace(alert, stop=_outcome(turn, alert.rule_id)) for alert in alerts]
+        """A turn's alerts, each with what is known of its rule's wish to stop it."""
+        wishes = turn.stop_wishes
+        return [
+            replace(alert, stop=self._as_known(turn, wishes[alert.rule_id]).outcome)
+            if alert.rule_id in wishes
+            else alert
+            for alert in alerts
+        ]
+
+    def ended(self, turn: Turn) -> None:
+        """Count and record what came of each stop that was ordered for a turn that is over."""
+        for wish in turn.stop_wishes.values():
+            if wish.outcome is StopOutcome.REQUESTED:
+                stop = self._as_known(turn, wish)
+                self._health.count(f"actions.stop_generation.{stop.outcome}")
+                self._record(turn, stop)
+
+    def _record(self, turn: Turn, stop: Stop) -> None:
+        if not self._recorder.stop(stop):
+            turn.stops_unrecorded = True
+
+    def _as_known(self, turn: Turn, wish: Stop) -> Stop:
+        """A wish with what came of it since."""
+        if wish.outcome is not StopOutcome.REQUESTED:
+            return wish
+        order = turn.stop_order
+        return replace(
+            wish,
+            outcome=self._brake.known(turn),
+            behind_tokens=order.behind_tokens if order else None,
+            time_unix_ns=time.time_ns(),
+        )
 
     def _stop(self, turn: Turn, decision: Decision) -> bool:
-        outcome = self._brake.order(turn, decision)
-        turn.stop_wishes[decision.rule_id] = outcome
-        said = "blocks" if outcome is None else outcome.value
+        outcome, why = self._brake.order(turn, decision)
+        wish = turn.stop_wishes[decision.rule_id] = Stop(
+            request_id=decision.request_id,
+            started_unix_ns=turn.request.started_unix_ns,
+            rule_id=decision.rule_id,
+            rule_name=decision.rule_name,
+            rule_version=decision.rule_version,
+            position=decision.position,
+            enforced=decision.enforced,
+            outcome=outcome,
+            time_unix_ns=time.time_ns(),
+            why=why,
+            within_tokens=decision.within_tokens,
+        )
+        self._record(turn, wish)
         log.warning(
             "rule %r %s request %r at token %d",
             decision.rule_name,
-            said,
+            "blocks" if outcome is StopOutcome.REQUESTED else outcome.value,
             decision.request_id,
             decision.position,
         )
-        return outcome is None
+        return outcome is StopOutcome.REQUESTED
 
     def _raise(self, turn: Turn, decision: Decision) -> bool:
         if not self._settings.raise_sampling or not isinstance(self._screen, RaisableScreen):
@@ -89,13 +135,3 @@ class Acting:
 def _scope_value(request: Request, scope: str) -> str | None:
     values = {"request": request.request_id, "session": request.session_id}
     return values.get(scope, request.tenant) or None
-
-
-def _outcome(turn: Turn, rule_id: str) -> StopOutcome | None:
-    if rule_id not in turn.stop_wishes:
-        return None
-    told = turn.stop_wishes[rule_id]
-    if told is not None:
-        return told
-    order = turn.stop_order
-    return StopOutcome.BLOCKED if order and order.carried_out else StopOutcome.TOO_LATE

@@ -65,20 +65,35 @@ class Brake:
 
     # -- the background thread ----------------------------------------------------------------
 
-    def order(self, turn: Turn, decision: Decision) -> StopOutcome | None:
-        """Take a rule's wish to end a turn; None: ordered, and what comes of it shows later."""
+    def order(self, turn: Turn, decision: Decision) -> tuple[StopOutcome, str]:
+        """Take a rule's wish to end a turn.
+
+        Returns:
+            REQUESTED where it is ordered (what comes of it shows later), else what came of it;
+            and what kept a WOULD_BLOCK from being ordered.
+        """
         if not decision.enforced or not self.enforces:
-            return StopOutcome.WOULD_BLOCK
+            holds = "the configuration" if decision.enforced else "the rule"
+            return StopOutcome.WOULD_BLOCK, f"{holds} is in shadow"
         if turn.finished_unix_ns:
-            return StopOutcome.TOO_LATE
+            return StopOutcome.TOO_LATE, ""
         if turn.stop_order is None:
             if not self._may_stop():
                 self._health.count("actions.stop_generation.over_limit")
-                return StopOutcome.WOULD_BLOCK
+                limit = self._settings.max_stops_per_min
+                return StopOutcome.WOULD_BLOCK, f"more than {limit} stops a minute"
             with self._changed:
                 turn.stop_order = StopOrder(decision.position, decision.within_tokens)
                 self._changed.notify_all()
-        return None
+        return StopOutcome.REQUESTED, ""
+
+    def known(self, turn: Turn) -> StopOutcome:
+        """What is known now of the order to end a turn."""
+        if turn.stop_order is not None and turn.stop_order.outcome is not None:
+            return turn.stop_order.outcome
+        if not turn.finished_unix_ns:
+            return StopOutcome.REQUESTED
+        return StopOutcome.TOO_LATE if turn.asks_brake else StopOutcome.UNKNOWN
 
     def settled(self, turn: Turn, position: int) -> None:
         """A row of a turn was judged or dropped."""
@@ -114,6 +129,7 @@ class Brake:
         turn = self._requests.turn(request_id)
         if turn is None:
             return False
+        turn.asks_brake = True
         if self._holds and turn.unjudged:
             self._hold(turn, length_tokens, generated_tokens)
         return _is_to_end(turn)
@@ -124,11 +140,29 @@ class Brake:
         if turn is None or turn.stop_order is None:
             return
         order = turn.stop_order
-        order.carried_out = True
+        order.outcome = StopOutcome.BLOCKED
         self._health.count("actions.stopped_sequences", request_id=request_id)
         behind = tokens_behind(order.position, length_tokens, generated_tokens)
+        order.behind_tokens = behind
         if order.within_tokens is not None and behind > order.within_tokens:
             self._health.count("actions.stop_generation.over_budget", request_id=request_id)
+
+    def confirm(self, request_id: str, *, ended: bool) -> bool:
+        """A host says what it made of the order to end a sequence; never waits.
+
+        Returns:
+            False where no order is open: none was given, it was answered before, or the
+            sequence's rows are all worked off and its alerts are out (counted).
+        """
+        for turn in self._requests.turns(request_id):
+            order = turn.stop_order
+            if order is not None and order.outcome is None:
+                order.outcome = StopOutcome.BLOCKED if ended else StopOutcome.REFUSED
+                if ended:
+                    self._health.count("actions.stopped_sequences", request_id=request_id)
+                return True
+        self._health.count("actions.stop_generation.confirmed_in_vain")
+        return False
 
     def _hold(self, turn: Turn, length_tokens: int, generated_tokens: int) -> None:
         limit_tokens = self._limit_tokens()
@@ -170,4 +204,4 @@ def tokens_behind(position: int, length_tokens: int, generated_tokens: int) -> i
 
 def _is_to_end(turn: Turn) -> bool:
     order = turn.stop_order
-    return order is not None and not order.carried_out and not turn.finished_unix_ns
+    return order is not None and order.outcome is None and not turn.finished_unix_ns

@@ -126,7 +126,7 @@ class Outcomes:
                 fve=decoding.fve,
                 cosine=decoding.cosine,
             )
-            self._send(self._folder.add(finding, evidence, activation.request))
+            self._send(self._unfinished(self._folder.add(finding, evidence, activation.request)))
 
     def _aggregated(
         self, turn: Turn, activation: Activation | None, findings: Sequence[Finding]
@@ -163,6 +163,14 @@ class Outcomes:
                 self._health.count("alerts.held_back", len(alerts) - len(passed))
         self._emit(passed)
 
+    def _unfinished(self, alerts: Sequence[Alert]) -> list[Alert]:
+        """Alerts that go out before their turn is over, with what is known of its stop."""
+        told: list[Alert] = []
+        for alert in alerts:
+            turns = self._requests.turns(alert.request.request_id)
+            told += self._acting.marked(turns[0], [alert]) if turns else [alert]
+        return told
+
     def ended(self, turn: Turn) -> None:
         """Every row of a turn came to something."""
         try:
@@ -174,6 +182,9 @@ class Outcomes:
             self._decider.ended(turn.request.request_id)
             alerts = self._folder.finish(turn.request.request_id)
             self._send(self._acting.marked(turn, alerts))
+            self._acting.ended(turn)
+            if turn.stops_unrecorded:
+                self._requests.lost(turn, NOT_RECORDED)
             if not self._recorder.request(turn, self._requests.weighed(turn)):
                 self._requests.lost(turn, NOT_RECORDED)
         finally:
@@ -181,7 +192,7 @@ class Outcomes:
 
     def over(self, why: str) -> None:
         """Nothing comes any more: tell what is known of every request under way."""
-        self._send(self._folder.finish_all())
+        self._send(self._unfinished(self._folder.finish_all()))
         untold = sum(self._suppressor.pending().values())
         if untold:
             self._health.count("alerts.findings_held_back_untold", untold)

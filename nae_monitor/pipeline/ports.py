@@ -14,11 +14,13 @@ Observer = Callable[[Activation, Decoding, Sequence[Finding]], None]
 """Sees every judged row, on the background thread, which waits for it."""
 
 
-OnDecision = Callable[[Decision], None]
+OnDecision = Callable[[Decision], bool | None]
 """Is told what rules' actions ask for, on the background thread, which waits for it.
 
 ``enforced`` says whether it was carried out: for a stop, that the sequence was ordered to end.
-A server of another kind aborts the request here.
+A server of another kind aborts the request here, and says what came of it: True that the
+generation was ended, False that it will not be (the order is then withdrawn), None that it is not
+known yet; :meth:`nae_monitor.monitor.Monitor.confirm_stop` tells it later.
 """
 
 

@@ -11,7 +11,7 @@ from nae_monitor.pipeline.held_rows import HeldRow, HeldRows
 from nae_monitor.pipeline.ports import Clock
 from nae_monitor.pipeline.turn import Turn
 from nae_monitor.recording import RecordingWriter, RequestRecord
-from nae_monitor.records import Activation, Decoding, Finding, Verdict
+from nae_monitor.records import Activation, Decoding, Finding, Stop, Verdict
 from nae_monitor.settings import Settings
 
 
@@ -39,7 +39,15 @@ class Recorder:
         self._lost = 0
         self._circuits = {
             what: Circuit(f"record.{what}", health, clock)
-            for what in ("opening", "activations", "findings", "requests", "files", "ending")
+            for what in (
+                "opening",
+                "activations",
+                "findings",
+                "stops",
+                "requests",
+                "files",
+                "ending",
+            )
         }
 
     def renew(self) -> None:
@@ -94,6 +102,10 @@ class Recorder:
         if not findings:
             return True
         return self._write("findings", len(findings), lambda w: w.write_findings(findings))
+
+    def stop(self, stop: Stop) -> bool:
+        """Keep a rule's wish to end a generation, or what came of it."""
+        return self._write("stops", 1, lambda w: w.write_stops([stop]))
 
     def request(self, turn: Turn, verdict: Verdict) -> bool:
         """Keep a finished turn."""

@@ -88,6 +88,11 @@ class Requests:
         turns = watched.turns[-1:] if watched is not None else []
         return turns[0] if turns and not turns[0].finished_unix_ns else None
 
+    def turns(self, request_id: str) -> tuple[Turn, ...]:
+        """The turns of ``request_id`` that are not worked off, the latest first."""
+        watched = self._live.get(request_id)
+        return tuple(watched.turns[::-1]) if watched is not None else ()
+
     def generated(self, request_id: str) -> Turn | None:
         """Mark the end of a generation; its turn, None where there is none under way."""
         with self._changed:

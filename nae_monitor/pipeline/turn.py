@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nae_monitor.pipeline.host_copy import HostRows
-from nae_monitor.records import Activation, Request, StopOutcome, Transcript
+from nae_monitor.records import Activation, Request, Stop, StopOutcome, Transcript
 from nae_monitor.token_text import CONTEXT_TOKENS, TextStream, TokenText
 from nae_monitor.transcripts import transcript_at
 
@@ -16,7 +16,8 @@ class StopOrder:
 
     position: int  # tokens, from 0: the hit that led to it
     within_tokens: int | None  # generated after the hit; None: no limit was given
-    carried_out: bool = False
+    outcome: StopOutcome | None = None  # BLOCKED or REFUSED, once somebody said so
+    behind_tokens: int | None = None  # generated after the hit when it was ended
 
 
 class Turn:
@@ -44,8 +45,9 @@ class Turn:
         self.unjudged: set[int] = set()  # positions queued and not judged; kept by the brake
         self.held_s = 0.0  # how long its generation was kept waiting
         self.stop_order: StopOrder | None = None
-        # By rule id: what came of its wish to stop; None: what comes of the order
-        self.stop_wishes: dict[str, StopOutcome | None] = {}
+        self.asks_brake = False  # whether who generates it asks, token by token, if it is to end
+        self.stop_wishes: dict[str, Stop] = {}  # by rule id, as they were when they came
+        self.stops_unrecorded = False  # whether the recording refused one of them
         self._text = text
         self._prompt_text: str | None = None
         self._stream: TextStream | None = None

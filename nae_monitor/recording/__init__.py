@@ -6,6 +6,7 @@ A recording is a directory::
     activations-00000.parquet   one row a chosen activation, with its live decoding
     requests-00000.parquet      one row a finished request
     findings.jsonl              one canonical JSON object a finding
+    stops.jsonl                 one each time something became known of a rule's stop
     seals.jsonl                 name, rows, bytes and SHA-256 of each finished file; last the totals
 
 Rows are buffered and written as small whole files, so a crash loses at most the rows since the
@@ -20,6 +21,7 @@ from nae_monitor.recording.findings import (
 )
 from nae_monitor.recording.reader import Recording, open_recordings
 from nae_monitor.recording.rows import RecordedActivation, RequestRecord, transcript_for
+from nae_monitor.recording.stops import latest_stops
 from nae_monitor.recording.writer import RecordingWriter
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "finding_from_json",
     "finding_sort_key",
     "finding_to_json",
+    "latest_stops",
     "open_recordings",
     "transcript_for",
 ]

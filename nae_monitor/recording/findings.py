@@ -51,7 +51,7 @@ def finding_to_json(finding: Finding) -> dict[str, Any]:
         "tags": list(finding.tags),
         "risk_score": finding.risk_score,
         **routes,
-        **({} if finding.support is None else {"support": finding.support}),
+        **({"support": finding.support} if finding.support_asked else {}),
     }
 
 
@@ -63,21 +63,22 @@ def finding_from_json(value: Any, where: str) -> Finding:
     """
     try:
         texts = {
-            key: _typed(value, key, str)
+            key: typed(value, key, str)
             for key in ("request_id", "rule_id", "rule_name", "rule_version", "title")
         }
         return Finding(
             **texts,
-            position=_typed(value, "position", int),
+            position=typed(value, "position", int),
             severity=Severity(value["severity"]),
             state=FindingState(value["state"]),
-            spans=tuple(_span(item) for item in _typed(value, "spans", list)),
-            undecided=tuple(map(str, _typed(value, "undecided", list))),
+            spans=tuple(_span(item) for item in typed(value, "spans", list)),
+            undecided=tuple(map(str, typed(value, "undecided", list))),
             fve=_number(value["fve"]),
-            tags=tuple(map(str, _typed(value, "tags", list))),
-            risk_score=None if value["risk_score"] is None else _typed(value, "risk_score", int),
+            tags=tuple(map(str, typed(value, "tags", list))),
+            risk_score=None if value["risk_score"] is None else typed(value, "risk_score", int),
             routes=tuple(map(str, value.get("routes", ()))),
             support=_number(value.get("support")),
+            support_asked="support" in value,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecordingError(f"{where}: not a finding ({type(error).__name__}: {error})") from error
@@ -85,16 +86,17 @@ def finding_from_json(value: Any, where: str) -> Finding:
 
 def _span(value: Any) -> Span:
     return Span(
-        selection=_typed(value, "selection", str),
-        field=_typed(value, "field", str),
-        start=_typed(value, "start", int),
-        end=_typed(value, "end", int),
-        text=_typed(value, "text", str),
+        selection=typed(value, "selection", str),
+        field=typed(value, "field", str),
+        start=typed(value, "start", int),
+        end=typed(value, "end", int),
+        text=typed(value, "text", str),
         score=_number(value["score"]),
     )
 
 
-def _typed(value: Any, key: str, kind: type) -> Any:
+def typed(value: Any, key: str, kind: type) -> Any:
+    """``value[key]``; KeyError or TypeError where it is missing or not of that kind."""
     item = value[key]
     if not isinstance(item, kind) or isinstance(item, bool):
         raise TypeError(f"{key} must be {kind.__name__}")

@@ -33,6 +33,7 @@ from nae_monitor.recording.sealing import (
     MAX_JSON_BYTES,
     OPEN_SUFFIX,
     SEALS,
+    STOPS,
     Seal,
     Totals,
     parse_json,
@@ -40,8 +41,11 @@ from nae_monitor.recording.sealing import (
     read_lines,
     read_seals,
 )
+from nae_monitor.recording.stops import stop_from_json
 from nae_monitor.recording.writer import FORMAT, FORMAT_VERSION
-from nae_monitor.records import Finding
+from nae_monitor.records import Finding, Stop
+
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,17 @@ class Recording:
         """Whether texts are hashes or missing."""
         return self.content != "full"
 
+    @property
+    def stops_recorded(self) -> bool:
+        """Whether every stop is in the recording; else one that is missing is not known of."""
+        return self.manifest.get("stops_recorded") is True
+
+    @property
+    def keep(self) -> str | None:
+        """Which rows the recording was meant to keep; None where the manifest does not say."""
+        keep = self.manifest.get("keep")
+        return keep if isinstance(keep, str) else None
+
     def activations(self) -> Iterator[RecordedActivation]:
         """Every row in the order written, one file in memory at a time."""
         for part in self.activation_parts:
@@ -119,20 +134,30 @@ class Recording:
 
     def findings(self) -> Iterator[Finding]:
         """Every finding in the order written."""
-        path = self.path / FINDINGS
-        for number, line in enumerate(self._finding_lines(), start=1):
-            where = f"{path}:{number}"
-            yield finding_from_json(parse_json(line, where), where)
+        sealed = None if self.totals is None else self.totals.findings_sha256
+        for value, where in self._lines(FINDINGS, sealed):
+            yield finding_from_json(value, where)
 
-    def _finding_lines(self) -> Iterable[str]:
-        path = self.path / FINDINGS
+    def stops(self) -> Iterator[Stop]:
+        """What became known of stops, in the order written; a later line on one replaces it."""
+        sealed = None if self.totals is None else self.totals.stops_sha256
+        if sealed == "":  # format 1
+            return
+        for value, where in self._lines(STOPS, sealed):
+            yield stop_from_json(value, where)
+
+    def _lines(self, name: str, sealed_sha256: str | None) -> Iterator[tuple[Any, str]]:
+        """Each line of a file as JSON, and where it stands; checked first where it was sealed."""
+        path = self.path / name
         if not self.manifest:
-            return ()
-        if self.totals is not None:
-            digest = hashlib.sha256(read_bytes(path)).hexdigest()
-            if digest != self.totals.findings_sha256:
-                raise RecordingError(f"{path}: damaged: its SHA-256 is not the sealed one")
-        return read_lines(path)[0] if path.exists() else ()
+            return
+        sealed = sealed_sha256 is not None
+        if sealed and hashlib.sha256(read_bytes(path)).hexdigest() != sealed_sha256:
+            raise RecordingError(f"{path}: damaged: its SHA-256 is not the sealed one")
+        lines = read_lines(path)[0] if path.exists() else ()
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            yield parse_json(line, where), where
 
 
 def open_recordings(paths: Iterable[Path | str]) -> list[Recording]:
@@ -198,8 +223,8 @@ def _read_manifest(directory: Path) -> tuple[Mapping[str, Any], int, Content]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RecordingError(f"{path}: is not the manifest of a recording")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise RecordingError(f"{path}: format_version {version}; this reads {FORMAT_VERSION}")
+    if version not in READABLE_VERSIONS:
+        raise RecordingError(f"{path}: format_version {version}; this reads 1 to {FORMAT_VERSION}")
     d_model, dtype = manifest.get("d_model"), manifest.get("vector_dtype")
     content = manifest.get("content")
     if not isinstance(d_model, int) or not 0 < d_model <= MAX_D_MODEL:

@@ -16,6 +16,7 @@ from nae_monitor.recording.findings import canonical_line
 MANIFEST = "manifest.json"
 SEALS = "seals.jsonl"
 FINDINGS = "findings.jsonl"
+STOPS = "stops.jsonl"
 OPEN_SUFFIX = ".open"
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_JSON_BYTES = 1024**2  # the manifest, and any one line
@@ -39,6 +40,8 @@ class Totals:
     requests: int
     findings: int
     findings_sha256: str
+    stops: int = 0
+    stops_sha256: str = ""  # empty before format 2, which had no stops
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -90,6 +93,26 @@ class LineAppender:
     def close(self) -> None:
         """Close the file. Raises OSError."""
         os.close(self._descriptor)
+
+
+class CountedAppender(LineAppender):
+    """Knows how many lines it took, and their SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of everything appended, in hex."""
+        return self._digest.hexdigest()
+
+    def append(self, lines: list[str], *, sync: bool = False) -> None:
+        """See :meth:`LineAppender.append`."""
+        super().append(lines, sync=sync)
+        self.count += len(lines)
+        self._digest.update("".join(f"{line}\n" for line in lines).encode("ascii"))
 
 
 def read_lines(path: Path) -> tuple[list[str], bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,16 +28,19 @@ from nae_monitor.recording.sealing import (
     MANIFEST,
     OPEN_SUFFIX,
     SEALS,
+    STOPS,
+    CountedAppender,
     LineAppender,
     Totals,
     seal_line,
     sync_directory,
     write_whole,
 )
-from nae_monitor.records import Activation, Decoding, Finding
+from nae_monitor.recording.stops import stop_to_json
+from nae_monitor.records import Activation, Decoding, Finding, Stop
 
 FORMAT = "nae_monitor.recording"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no stops
 TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -55,7 +57,9 @@ class RecordingWriter:
     Args:
         directory: made if missing; must not hold a recording yet.
         manifest: JSON-able facts of the run, without content. Readers know ``model``, ``layer``
-            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids`` and ``replayed_from``.
+            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from``, ``keep``
+            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`)
+            and ``stops_recorded`` (False where stops may have gone unrecorded).
         d_model: width of every vector.
         vector_dtype: "float16" or "float32"; vectors are converted to it.
         content: what of prompts, outputs and decoded text is kept.
@@ -87,8 +91,6 @@ class RecordingWriter:
         self._dtype = _torch_dtype(vector_dtype, self.directory)
         self._lock = threading.Lock()
         self._closed = False
-        self._findings_count = 0
-        self._findings_digest = hashlib.sha256()
         known = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -98,7 +100,7 @@ class RecordingWriter:
             "hmac_key_id": self._content.key_id,
             "created_unix_ns": time.time_ns(),
         }
-        self._start({**manifest, **known})
+        self._start({"stops_recorded": True, **manifest, **known})
         limits = Limits(rotate_rows, rotate_bytes, rotate_s)
         schema = activations_schema(d_model, vector_dtype)
         self._activations = RotatingTable(
@@ -122,7 +124,8 @@ class RecordingWriter:
                 raise _refused(self.directory, message, "give each run a directory of its own")
             part = self.directory / f"{MANIFEST}{OPEN_SUFFIX}"
             write_whole(part, (canonical_line(manifest) + "\n").encode("ascii"))
-            self._findings = LineAppender(self.directory / FINDINGS)
+            self._findings = CountedAppender(self.directory / FINDINGS)
+            self._stops = CountedAppender(self.directory / STOPS)
             self._seals = LineAppender(self.directory / SEALS)
             part.rename(target)
             sync_directory(self.directory)
@@ -161,12 +164,16 @@ class RecordingWriter:
     def write_findings(self, findings: Iterable[Finding]) -> None:
         """Append findings. Raises OSError: none of them was taken."""
         lines = [canonical_line(finding_to_json(withheld(f, self._content))) for f in findings]
-        if not lines:
-            return
-        with self._lock:
-            self._findings.append(lines)
-            self._findings_count += len(lines)
-            self._findings_digest.update("".join(f"{line}\n" for line in lines).encode("ascii"))
+        if lines:
+            with self._lock:
+                self._findings.append(lines)
+
+    def write_stops(self, stops: Iterable[Stop]) -> None:
+        """Append stops as they are known now. Raises OSError: none of them was taken."""
+        lines = [canonical_line(stop_to_json(stop)) for stop in stops]
+        if lines:
+            with self._lock:
+                self._stops.append(lines)
 
     def tick(self) -> None:
         """Finish files that are due by age. For the loop of an idle owner. Raises OSError."""
@@ -190,14 +197,20 @@ class RecordingWriter:
             totals = Totals(
                 activations=self._activations.sealed_rows,
                 requests=self._requests.sealed_rows,
-                findings=self._findings_count,
-                findings_sha256=self._findings_digest.hexdigest(),
+                findings=self._findings.count,
+                findings_sha256=self._findings.sha256,
+                stops=self._stops.count,
+                stops_sha256=self._stops.sha256,
             )
             self._findings.sync()
+            self._stops.sync()
             self._seals.append([seal_line(totals)], sync=True)
             self._closed = True
-            self._findings.close()
-            self._seals.close()
+            self._close_lines()
+
+    def _close_lines(self) -> None:
+        for lines in (self._findings, self._stops, self._seals):
+            lines.close()
 
     def abandon(self) -> None:
         """Finish every file but write no totals: readers see a recording that was broken off."""
@@ -209,8 +222,7 @@ class RecordingWriter:
                 self._activations.rotate()
                 self._requests.rotate()
             finally:
-                self._findings.close()
-                self._seals.close()
+                self._close_lines()
 
     def __enter__(self) -> RecordingWriter:
         return self

@@ -88,7 +88,9 @@ def run_manifest(
             "name": recording.path.name,
             "created_unix_ns": recording.manifest.get("created_unix_ns"),
             "complete": recording.complete,
+            "keep": recording.keep,
         }
         for recording in recordings
     ]
-    return {**shared, "replayed_from": sources, **given}
+    stops = all(recording.stops_recorded for recording in recordings)
+    return {**shared, "replayed_from": sources, "stops_recorded": stops, **given}

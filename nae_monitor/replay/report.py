@@ -17,13 +17,14 @@ from markupsafe import Markup
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.recording import Recording
 from nae_monitor.records import FindingState
+from nae_monitor.replay.moments import moment
 from nae_monitor.replay.report_data import MAX_TOKENS, RunData, gather
+from nae_monitor.replay.report_stops import MAX_STOPS, stop_views
 from nae_monitor.replay.report_view import (
     MAX_ALERTS,
     SEVERITIES,
     alerts,
     histogram,
-    moment,
     page_json,
     visible_token,
 )
@@ -120,6 +121,9 @@ def _summary(run: RunData) -> dict[str, Any]:
         "fve_count": len(run.fve),
         "fve_unknown": run.fve_unknown,
         "omitted": run.omitted,
+        "stops": stop_views(run.stops)[:MAX_STOPS],
+        "stop_count": len(run.stops),
+        "stops_recorded": run.recording.stops_recorded,
     }
 
 

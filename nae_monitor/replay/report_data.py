@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nae_monitor.recording import Recording, RequestRecord
-from nae_monitor.records import Finding, FindingState, Severity, VerdictState
+from nae_monitor.recording import Recording, RequestRecord, latest_stops
+from nae_monitor.records import Finding, FindingState, Severity, Stop, VerdictState
 
 MAX_TOKENS = 400_000  # of conversations on one page; alerts come first, the rest is counted
 SPECIAL = re.compile(
@@ -67,6 +67,7 @@ class RunData:
     dropped: Counter[str]
     fve: list[float]
     fve_unknown: int
+    stops: list[Stop] = field(default_factory=list)  # what was last known of each
 
 
 def worst_match(findings: Iterable[Finding]) -> Severity | None:
@@ -86,6 +87,7 @@ def gather(recording: Recording, max_tokens: int = MAX_TOKENS) -> RunData:
     for finding in findings:
         by_request[finding.request_id].append(finding)
     run = RunData(recording, [], 0, findings, Counter(), Counter(), Counter(), [], 0)
+    run.stops = latest_stops(recording.stops())
     shown = _choose(run, by_request, max_tokens)
     for record in recording.requests():
         _count(run, record)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from nae_monitor.records import Finding, FindingState, Severity, Span
 from nae_monitor.replay.report_data import Conversation, RunData, special_positions
+from nae_monitor.replay.report_stops import outcome_text
 
 MAX_ALERTS = 300  # printed without JavaScript; beyond, the conversations still show them
 LOWEST_BIN, BIN_COUNT = -0.2, 12  # tenths from -0.2 to 1; lower values join the first
@@ -55,9 +55,11 @@ class AlertView:
     token: str | None
     phase: str
     fve: float | None
+    support: str | None  # of the words that matched, or "unknown"; None: the rule does not ask
     explanation: tuple[tuple[str, bool], ...]  # text, matched
     elsewhere: tuple[str, ...]  # "field: matched text" outside the explanation
     tags: tuple[str, ...]
+    stop: str | None  # what came of the rule's wish to end the generation; None: it had none
 
 
 def fidelity_bucket(fve: float | None) -> str:
@@ -138,9 +140,13 @@ def alerts(run: RunData) -> list[AlertView]:
         if finding.state is FindingState.MATCH:
             folded[(finding.request_id, finding.rule_id)].append(finding)
     withheld = run.recording.text_withheld
+    stops = {(stop.request_id, stop.rule_id): outcome_text(stop) for stop in run.stops}
     views = [
-        _alert(group, places.get(request_id), run.conversations, withheld)
-        for (request_id, _), group in folded.items()
+        replace(
+            _alert(group, places.get(request_id), run.conversations, withheld),
+            stop=stops.get((request_id, rule_id)),
+        )
+        for (request_id, rule_id), group in folded.items()
     ]
     order = {severity: rank for rank, severity in enumerate(SEVERITIES)}
     return sorted(views, key=lambda v: (order[v.severity], -v.count, v.request_id, v.rule))
@@ -170,10 +176,19 @@ def _alert(
         token=row.get("token"),
         phase=row.get("phase") or "",
         fve=best.fve if best.fve is not None else row.get("fve"),
+        support=_support(best),
         explanation=marked(text, explanation_spans(best)) if text else (),
         elsewhere=_elsewhere(best, withheld),
         tags=best.tags,
+        stop=None,
     )
+
+
+def _support(finding: Finding) -> str | None:
+    if not finding.support_asked:
+        return None
+    support = _finite(finding.support)
+    return "unknown" if support is None else f"{support:.2f}"
 
 
 def page_json(run: RunData) -> dict[str, Any]:
@@ -270,19 +285,13 @@ def _finding(finding: Finding, withheld: bool) -> dict[str, Any]:
         "state": finding.state.value,
         "elsewhere": _elsewhere(finding, withheld),
         "undecided": list(finding.undecided),
+        "support": _support(finding),
     }
 
 
 def _finite(value: float | None) -> float | None:
     """JSON as browsers read it has no NaN."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def moment(unix_ns: object) -> str:
-    """A date and time in UTC, or "unknown"."""
-    if not isinstance(unix_ns, int) or not 0 < unix_ns < 2**62:
-        return "unknown"
-    return datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def visible_token(text: str) -> str:

@@ -122,6 +122,8 @@ def replay(
             if progress is not None:
                 progress(done, len(index))
         work.finish(index.requests())
+        for recording in recordings:
+            writer.write_stops(recording.stops())
     return work.outcome()
 
 

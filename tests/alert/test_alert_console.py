@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from alert_parts import CANARIES, make_alert, make_evidence, make_policy
 from rich.console import Console
@@ -46,3 +47,13 @@ def test_nothing_in_an_alert_can_drive_the_terminal_or_its_markup() -> None:
     assert "[red]x" in text
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
     assert visible("a\nb\tc") == "a b c"
+
+
+def test_support_is_shown_where_it_was_asked_for_and_unknown_is_not_zero() -> None:
+    def line(**finding: Any) -> str:
+        return shown("hash", make_alert(evidence=(make_evidence(**finding),)))
+
+    assert "FVE 0.50 · support 0.07" in line(support=0.071, support_asked=True)
+    assert "support -0.02" in line(support=-0.02, support_asked=True)
+    assert "FVE 0.50 · support unknown" in line(support_asked=True)
+    assert "support" not in line()

@@ -111,3 +111,19 @@ def test_unknown_and_non_finite_numbers_are_left_out() -> None:
     )
     assert "nae.fve" not in event.data["unmapped"]
     assert all("fve" not in evidence["data"] for evidence in event.data["evidences"])
+
+
+def test_support_is_told_as_measured_unknown_or_not_at_all() -> None:
+    def told(**finding: Any) -> dict[str, Any]:
+        event = event_of(make_alert(evidence=(make_evidence(**finding),)))
+        (evidence,) = event.data["evidences"]
+        own = {k: v for k, v in evidence["data"].items() if k.startswith("support")}
+        whole = event.data["unmapped"].items()
+        assert own == {k[4:]: v for k, v in whole if k.startswith("nae.support")}
+        return own
+
+    measured = told(support=0.0, support_asked=True, support_s=0.25)
+    assert measured == {"support": 0.0, "support_state": "measured", "support_seconds": 0.25}
+    assert told(support_asked=True) == {"support_state": "unknown"}
+    assert told(support=float("nan"), support_asked=True) == {"support_state": "unknown"}
+    assert told() == {}

@@ -5,7 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from alert_parts import CANARIES, OtlpReceiver, free_port, make_alert, make_policy, wait_until
+from alert_parts import (
+    CANARIES,
+    OtlpReceiver,
+    free_port,
+    make_alert,
+    make_evidence,
+    make_policy,
+    wait_until,
+)
 from opentelemetry import trace
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
@@ -19,8 +27,8 @@ from opentelemetry.trace import SpanKind
 
 from nae_monitor.alert import build_sinks
 from nae_monitor.alert.otel import OtelSink, check
-from nae_monitor.alert.otel_mapping import GUARDRAIL_NAMES
-from nae_monitor.alert.privacy import CAPTURE_ENV
+from nae_monitor.alert.otel_mapping import GUARDRAIL_NAMES, span_attributes
+from nae_monitor.alert.privacy import CAPTURE_ENV, RedactedAlert
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Request, TraceRef
@@ -132,6 +140,17 @@ def test_the_attributes_are_those_of_the_contract(health: Health) -> None:
     assert {name: span.attributes.get(name) for name in expected} == expected
     assert not set(GUARDRAIL_NAMES.values()) & set(span.attributes)
     assert span.start_time == span.end_time == 1_700_000_000_123_456_792
+
+
+def test_a_span_tells_the_support_of_its_best_evidence() -> None:
+    measured = make_evidence(support=0.0, support_asked=True, support_s=0.5)
+    values = span_attributes(RedactedAlert(make_alert(evidence=(measured,))), "none")
+    assert (values["nae.support"], values["nae.support_state"]) == (0.0, "measured")
+    assert values["nae.support_seconds"] == 0.5
+    unknown = make_alert(evidence=(make_evidence(support_asked=True),))
+    values = span_attributes(RedactedAlert(unknown), "none")
+    assert ("nae.support" in values, values["nae.support_state"]) == (False, "unknown")
+    assert "nae.support_state" not in span_attributes(RedactedAlert(make_alert()), "none")
 
 
 def test_the_unmerged_names_come_with_the_switch(health: Health) -> None:

@@ -194,7 +194,7 @@ def test_a_match_on_words_that_carry_nothing_is_told_apart(
     (finding,) = judged(
         rules, "they hide the key; a user waits.", reconstructor=WordReconstructor()
     )
-    assert (finding.tags, finding.support) == (tags, 0.6)
+    assert (finding.tags, finding.support, finding.support_asked) == (tags, 0.6, True)
 
 
 def test_the_reconstructor_is_asked_only_for_a_match_that_is_not_dropped_already(
@@ -216,9 +216,37 @@ def test_support_that_cannot_be_measured_is_unscored_and_never_enough(
     )
     health = Health()
     (finding,) = judged(rules, "they hide it", health=health, reconstructor=reconstructor)
-    assert (finding.severity, finding.support) == (Severity.LOW, None)
+    assert (finding.severity, finding.support, finding.support_asked) == (Severity.LOW, None, True)
+    assert health.counters()["rules.support_asked"] == 1
     failed = sum(n for name, n in health.counters().items() if "detect.support" in name)
     assert (failed > 0) is (reconstructor is not None)
+
+
+def test_support_is_neither_asked_for_nor_unknown_where_the_gate_has_no_bound_on_it(
+    tmp_path: Path,
+) -> None:
+    health = Health()
+    (finding,) = judged(
+        rules_of(tmp_path, gated("{min: 0.5}")),
+        "they hide it",
+        health=health,
+        reconstructor=WordReconstructor(),
+    )
+    assert (finding.support, finding.support_asked, finding.support_s) == (None, False, None)
+    assert "rules.support_asked" not in health.counters()
+
+
+def test_what_measuring_support_took_is_counted_and_changes_no_finding(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, gated("{min: 0.5, below: tag, min_support: 0.1}"))
+    health = Health()
+    (one,), (two,) = (
+        judged(rules, "they hide it", health=health, reconstructor=WordReconstructor())
+        for _ in range(2)
+    )
+    assert one == two
+    assert one.support_s is not None
+    assert one.support_s > 0
+    assert health.counters()["rules.support_microseconds"] > 0
 
 
 def test_a_drop_for_low_support_is_counted_under_its_name(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@
     node.append(el("span", "chip sev-" + mark, mark), el("p", "t", f.title));
     node.append(el("p", "s", `rule ${f.rule} v${f.version}`));
     for (const where of f.elsewhere) node.append(el("p", "s", "also in " + where));
+    if (f.support !== null) node.append(el("p", "s", "support of the words that matched: " + f.support));
     for (const why of f.undecided) node.append(el("p", "s", "no answer: " + why));
     return node;
   };
