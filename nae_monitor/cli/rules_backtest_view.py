@@ -1,28 +1,37 @@
-"""A backtest as a table and as JSON."""
+"""A backtest as JSON, and as tables: by rule, then by pack."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nae_monitor.cli.rules_backtest_tables import (
+    FATES,
+    pack_table,
+    place_of,
+    print_wide,
+    rule_table,
+    shown_rate,
+)
 from nae_monitor.cli.terminal import output, printable
+from nae_monitor.records import Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from nae_monitor.detect.tools.alerting import Fate
-    from nae_monitor.detect.tools.backtest import Backtest, Difference, Group, RuleTally
+    from nae_monitor.detect.tools.backtest import Backtest, Difference
     from nae_monitor.detect.tools.rates import Rate
+    from nae_monitor.detect.tools.tally import PackTally, RuleTally, Weight
 
 SHOWN = 20
-HELD_BACK: tuple[Fate, ...] = ("repeat", "overflow")
-FATES: tuple[Fate, ...] = ("sent", *HELD_BACK, "untimed")
+WEIGHTS: tuple[Weight, ...] = ("alerting", "informational", "undecided")
 
 
 def backtest_as_json(found: Backtest) -> dict[str, Any]:
     """Everything, with rates per 1,000."""
     return {
         "samples": found.samples,
+        "requests": len(found.together.requests),
         "rules": [_tally(tally) for tally in found.tallies.values()],
+        "packs": [{"pack": pack.name, **_pack(pack)} for pack in found.packs],
+        "all_packs": _pack(found.together),
         "by_model_and_layer": [
             {"model": model, "layer": layer, **_rate(rate)}
             for (model, layer), rate in found.group_rates().items()
@@ -36,20 +45,36 @@ def backtest_as_json(found: Backtest) -> dict[str, Any]:
 def _tally(tally: RuleTally) -> dict[str, Any]:
     value: dict[str, Any] = {
         "rule": tally.rule_name,
+        "pack": tally.pack,
         "kind": "aggregation" if tally.is_aggregation else "rule",
-        "severity": tally.severity,
+        "severity": tally.severity.value,
+        "severities": {s.value: n for s in Severity if (n := tally.severities[s])},
+        "gated": {how: tally.gated[how] for how in ("dropped", "downgraded", "tagged")},
         "requests": _rate(tally.request_rate),
+        "alerting_requests": _rate(tally.alerting_request_rate),
         "undecided": tally.undecided,
         "alerts": {fate: tally.alerts[fate] for fate in FATES},
     }
     if not tally.is_aggregation:
         value["samples"] = _rate(tally.rate)
+        value["alerting_samples"] = _rate(tally.alerting_rate)
         value["phases"] = {phase: _rate(rate) for phase, rate in tally.phase_rates().items()}
     value["groups"] = [
         {"model": model, "layer": layer, "phase": phase or None, **_rate(rate)}
         for (model, layer, phase), rate in tally.group_rates().items()
     ]
     return value
+
+
+def _pack(pack: PackTally) -> dict[str, Any]:
+    rates: dict[str, Any] = {
+        weight: {
+            "samples": _rate(pack.rate(weight)),
+            "requests": _rate(pack.request_rate(weight)),
+        }
+        for weight in WEIGHTS
+    }
+    return {"rules": len(pack.rules), **rates}
 
 
 def _rate(rate: Rate) -> dict[str, Any]:
@@ -64,30 +89,21 @@ def _difference(difference: Difference) -> dict[str, str]:
 
 
 def print_backtest(found: Backtest) -> None:
-    """A block of rows a rule, then what was not as expected."""
-    from rich.table import Table
-
+    """Rules that alert, informational ones, packs, then what was not as expected."""
     console = output()
-    table = Table("rule", "what", box=None, pad_edge=False)
-    for heading in ("judged", "hits", "per 1k (95 %)", "undecided", "alerts"):
-        table.add_column(heading, justify="right")
-    for tally in found.tallies.values():
-        for number, (what, rate) in enumerate(_rows(tally)):
-            first = number == 0
-            table.add_row(
-                tally.rule_name if first else "",
-                printable(what),
-                str(rate.trials),
-                str(rate.hits),
-                _shown(rate),
-                str(tally.undecided) if first else "",
-                _alerts(tally) if first else "",
-            )
-    console.print(table)
-    console.print(f"{found.samples} samples")
+    every = sorted(found.tallies.values(), key=lambda tally: (tally.pack, tally.rule_name))
+    informational = [t for t in every if t.severity is Severity.INFORMATIONAL]
+    alerting = [t for t in every if t.severity is not Severity.INFORMATIONAL]
+    if alerting:
+        print_wide(rule_table("rule", alerting))
+    if informational:
+        print_wide(rule_table("informational rule", informational))
+    print_wide(pack_table(found))
+    requests = len(found.together.requests)
+    console.print(f"{found.samples} samples of {requests} requests; rates per 1,000 (95 %)")
     if len(found.groups) > 1:
         for (model, layer), rate in found.group_rates().items():
-            console.print(printable(f"{_place(model, layer)}: {_shown(rate)} per 1k, any rule"))
+            console.print(printable(f"{place_of(model, layer)}: {shown_rate(rate)} of any rule"))
     for kind, listed in (("missing", found.missing), ("unexpected", found.unexpected)):
         if found.counts[kind]:
             console.print(f"{found.counts[kind]} {kind}:")
@@ -95,39 +111,3 @@ def print_backtest(found: Backtest) -> None:
                 console.print(printable(f"  {one.sample_id}: {one.rule_name}"), soft_wrap=True)
             if found.counts[kind] > SHOWN:
                 console.print(f"  and {found.counts[kind] - SHOWN} more; --json lists them")
-
-
-def _rows(tally: RuleTally) -> Iterator[tuple[str, Rate]]:
-    """The whole first; parts only where there are several, requests where they differ."""
-    yield "requests" if tally.is_aggregation else "samples", tally.rate
-    phases, groups = tally.phase_rates(), tally.group_rates()
-    if len({group[:2] for group in groups}) > 1:
-        yield from ((_group(group), rate) for group, rate in groups.items())
-    elif len(phases) > 1:
-        yield from phases.items()
-    if not tally.is_aggregation and len(tally.requests) < tally.rate.trials:
-        yield "requests", tally.request_rate
-
-
-def _group(group: Group) -> str:
-    model, layer, phase = group
-    return f"{_place(model, layer)} {phase}".rstrip()
-
-
-def _place(model: str, layer: int) -> str:
-    return f"{model or '(no model)'} layer {layer}"
-
-
-def _alerts(tally: RuleTally) -> str:
-    """How many go out; those held back behind a plus."""
-    held_back = sum(tally.alerts[fate] for fate in HELD_BACK)
-    if untimed := tally.alerts["untimed"]:
-        return f"{untimed} (no times)"
-    return f"{tally.alerts['sent']}" + (f" (+{held_back} held back)" if held_back else "")
-
-
-def _shown(rate: Rate) -> str:
-    if rate.share is None:
-        return "-"
-    low, high = rate.interval
-    return f"{1000 * rate.share:.3g} ({1000 * low:.3g}-{1000 * high:.3g})"

@@ -195,3 +195,34 @@ VERBS = ("lint", "fmt", "test", "explain", "backtest", "diff", "tune", "coverage
 @pytest.mark.parametrize("verb", [*VERBS, "lock", "schema"])
 def test_every_verb_has_help(cli: Cli, verb: str) -> None:
     assert cli("rules", verb, "--help").code == 0
+
+
+def test_backtest_prints_rates_a_decode_and_a_request_for_each_pack(
+    cli: Cli, hide: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    lines = [{"explanation": text, "request_id": "r"} for text in ("they hide", "I hide", "no")]
+    lines.append({"explanation": "no", "request_id": "s"})
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = cli("rules", "backtest", hide, "--corpus", corpus)
+    assert "4 samples of 2 requests" in done.out
+    block = done.out[done.out.index("pack ") :].splitlines()[1:3]
+    pack = hide.resolve().parent.name
+    assert block[0].split()[:5] == [pack, "samples", "4", "2", "500"]
+    assert block[1].split()[:4] == ["requests", "2", "1", "500"]
+    (found,) = cli("rules", "backtest", hide, "--corpus", corpus, "--json").objects
+    (of_pack,) = found["packs"]
+    assert of_pack["pack"] == pack
+    assert of_pack["alerting"]["samples"]["hits"] == 2
+    assert of_pack["alerting"]["requests"]["interval_95"] == [94.531, 905.469]
+    assert of_pack["informational"]["requests"]["hits"] == 0
+    assert found["rules"][0]["alerting_requests"]["per_1k"] == 500
+
+
+def test_backtest_keeps_informational_rules_apart(cli: Cli, hide: Path, corpus: Path) -> None:
+    hide.write_text(hide.read_text().replace("severity: low", "severity: informational"))
+    done = cli("rules", "backtest", hide, "--corpus", corpus)
+    assert done.out.startswith("informational rule")
+    (found,) = cli("rules", "backtest", hide, "--corpus", corpus, "--json").objects
+    assert found["all_packs"]["alerting"]["samples"]["hits"] == 0
+    assert found["all_packs"]["informational"]["samples"]["hits"] == 2

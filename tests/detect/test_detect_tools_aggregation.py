@@ -134,7 +134,7 @@ def test_a_limit_holds_alerts_back_and_the_next_one_tells_of_them(tmp_path: Path
     for second in (1, 2, 3, 100):
         sample = row(1, request_id=f"r{second}", time_unix_s=second)
         alerting.saw(sample.activation)
-        alerting.hit(sample.activation.request, rule, 1)
+        alerting.hit(sample.activation.request, rule, 1, rule.severity)
     limit = Suppression(max_alerts=1, period_ns=10 * 10**9)
     found = alerting.fates({rule.id: limit})
     assert [one.fate for one in found] == ["sent", "overflow", "overflow", "sent"]
@@ -146,9 +146,9 @@ class Counting(Judge):
 
     asked = 0
 
-    def judge(self, *given: Any) -> Any:
+    def weigh(self, *given: Any) -> Any:
         self.asked += 1
-        return super().judge(*given)
+        return super().weigh(*given)
 
 
 def counts(found: Backtest) -> Any:

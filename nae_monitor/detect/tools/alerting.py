@@ -17,7 +17,7 @@ from nae_monitor.detect.schema import Rule
 from nae_monitor.detect.semantic import Encoder
 from nae_monitor.detect.suppression import Suppressor
 from nae_monitor.detect.tools.corpus import Sample
-from nae_monitor.records import Activation, Alert, Finding, FindingState, Request
+from nae_monitor.records import Activation, Alert, Finding, FindingState, Request, Severity
 
 Fate = Literal["sent", "repeat", "overflow", "untimed"]
 Turn = tuple[str, int]  # request id, start in Unix ns
@@ -77,11 +77,11 @@ class Alerting:
                 fold = folds.setdefault(finding.rule_id, _Fold(finding, place, place))
                 fold.add(finding)
 
-    def hit(self, request: Request, rule: Rule, position: int) -> None:
-        """A match of which no more is known than its rule and place."""
+    def hit(self, request: Request, rule: Rule, position: int, severity: Severity) -> None:
+        """A match of which no more is known than its rule, place and severity after the gate."""
         names = rule.id, rule.name, rule.version, rule.title
         state = FindingState.MATCH
-        self.add(request, [Finding(request.request_id, position, *names, rule.severity, state)])
+        self.add(request, [Finding(request.request_id, position, *names, severity, state)])
 
     def _turn(self, request: Request) -> _Turn:
         key = request.request_id, request.started_unix_ns

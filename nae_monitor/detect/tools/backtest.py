@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from nae_monitor.detect.aggregation import AggregationRule
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.schema import Rule
-from nae_monitor.detect.tools.alerting import Alerting, Fate
+from nae_monitor.detect.tools.alerting import Alerting
 from nae_monitor.detect.tools.corpus import Sample
 from nae_monitor.detect.tools.journal import Journal
 from nae_monitor.detect.tools.rates import Rate
-from nae_monitor.detect.tools.windows import CorpusWindows, Names, names_by_state
-from nae_monitor.records import Finding, FindingState, Request
+from nae_monitor.detect.tools.tally import Group, PackTally, RuleTally, packs_of, weight_of
+from nae_monitor.detect.tools.verdict import Verdict, verdict_of
+from nae_monitor.detect.tools.windows import CorpusWindows, Names
+from nae_monitor.records import Finding, FindingState, Request, Severity
 
 MAX_LISTED = 1_000  # unexpected and missing hits that are listed one by one
-Group = tuple[str, int, str]  # model, layer, phase
-
-
-@dataclass(slots=True)
-class RuleTally:
-    """What one rule did. Samples are decodings; requests are the messages they belong to.
-
-    An aggregation rule has no answer for a single sample: its trials are requests, of which its
-    groups leave the phase open.
-    """
-
-    rule_name: str
-    severity: str
-    is_aggregation: bool = False
-    groups: dict[Group, list[int]] = field(default_factory=dict)  # hits, judged
-    undecided: int = 0
-    requests: set[str] = field(default_factory=set)
-    requests_matched: set[str] = field(default_factory=set)
-    alerts: Counter[Fate] = field(default_factory=Counter)
-
-    @property
-    def rate(self) -> Rate:
-        """Matches of judged samples; of requests where the rule is an aggregation."""
-        return _sum(self.groups.values())
-
-    @property
-    def request_rate(self) -> Rate:
-        """Requests with a match, of requests with a judged sample."""
-        return Rate(len(self.requests_matched), len(self.requests))
-
-    def group_rates(self) -> Mapping[Group, Rate]:
-        """Matches by model, layer and phase."""
-        return {group: Rate(*self.groups[group]) for group in sorted(self.groups)}
-
-    def phase_rates(self) -> Mapping[str, Rate]:
-        """Matches by phase."""
-        phases = sorted({phase for _, _, phase in self.groups})
-        return {
-            phase: _sum(n for group, n in self.groups.items() if group[2] == phase)
-            for phase in phases
-        }
-
-    def count(self, group: Group, *, hits: int = 0, trials: int = 0) -> None:
-        """Add to one group."""
-        counts = self.groups.setdefault(group, [0, 0])
-        counts[0] += hits
-        counts[1] += trials
-
-
-def _sum(counts: Iterable[Sequence[int]]) -> Rate:
-    pairs = list(counts)
-    return Rate(sum(hits for hits, _ in pairs), sum(trials for _, trials in pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +35,8 @@ class Backtest:
 
     samples: int = 0
     tallies: dict[str, RuleTally] = field(default_factory=dict)
+    packs: list[PackTally] = field(default_factory=list)
+    together: PackTally = field(default_factory=lambda: PackTally("", frozenset()))  # every rule
     groups: dict[tuple[str, int], list[int]] = field(default_factory=dict)  # model, layer: hits, n
     unexpected: list[Difference] = field(default_factory=list)
     missing: list[Difference] = field(default_factory=list)
@@ -139,50 +92,63 @@ class _Run:
         self._rules = [rule for rule in rule_set.rules if rule.enabled]
         self._aggregations = [rule for rule in rule_set.aggregations if rule.enabled]
         self._window_names = frozenset(rule.name for rule in self._aggregations)
+        self._by_name = {rule.name: rule for rule in self._rules}
         self._windows = CorpusWindows(rule_set)
         self._alerting = Alerting()
         self._seen: dict[str, set[str]] = {}  # expected id -> rules that matched
         self._of_requests: dict[str, _OfRequest] = {}
-        for rule in rule_set.every:
-            if rule.enabled:
-                tally = RuleTally(rule.name, rule.severity.value, rule.name in self._window_names)
-                self.outcome.tallies[rule.name] = tally
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """An empty tally for each rule and each pack."""
+        every: list[Rule | AggregationRule] = [*self._rules, *self._aggregations]
+        packs = packs_of(every)
+        for rule in every:
+            is_aggregation = rule.name in self._window_names
+            tally = RuleTally(rule.name, rule.severity, packs[rule.name], is_aggregation)
+            self.outcome.tallies[rule.name] = tally
+        for pack in sorted(set(packs.values())):
+            names = frozenset(name for name, of_rule in packs.items() if of_rule == pack)
+            self.outcome.packs.append(PackTally(pack, names))
+        self.outcome.together = PackTally("", frozenset(packs))
 
     def take(self, sample: Sample) -> None:
         activation = sample.activation
-        matched, undecided = self._verdict(sample)
+        verdict = self._verdict(sample)
         self._alerting.saw(activation)
         for rule in self._rules:
             if rule.scope.admits(activation):
-                self._count(rule, sample, rule.name in matched, rule.name in undecided)
+                self._count(rule, sample, verdict)
+        for pack in (*self.outcome.packs, self.outcome.together):
+            pack.take(activation.request.request_id, verdict)
         group = self.outcome.groups.setdefault((activation.request.model, activation.layer), [0, 0])
-        group[0] += bool(matched)
+        group[0] += bool(verdict.matched)
         group[1] += 1
         self.outcome.samples += 1
-        self._compare(sample, matched)
-        self._settle(self._windows.take(activation, matched, undecided))
+        self._compare(sample, verdict.names)
+        self._settle(self._windows.take(activation, verdict.names, verdict.undecided))
 
-    def _verdict(self, sample: Sample) -> tuple[Names, Names]:
+    def _verdict(self, sample: Sample) -> Verdict:
         known = self._journal.recall(sample) if self._journal is not None else None
         if known is not None:
             return known
-        given = sample.activation, sample.decoding, sample.transcript
-        matched, undecided = names_by_state(self._judge.judge(*given))
+        verdict = verdict_of(self._judge, self._by_name, sample)
         if self._journal is not None:
-            self._journal.note(sample, matched, undecided)
-        return matched, undecided
+            self._journal.note(sample, verdict)
+        return verdict
 
-    def _count(self, rule: Rule, sample: Sample, matched: bool, undecided: bool) -> None:
+    def _count(self, rule: Rule, sample: Sample, verdict: Verdict) -> None:
         tally = self.outcome.tallies[rule.name]
         activation = sample.activation
         request = activation.request
+        severity = verdict.matched.get(rule.name)
         group = request.model, activation.layer, activation.phase.value
-        tally.count(group, hits=matched, trials=1)
-        tally.requests.add(request.request_id)
-        tally.undecided += undecided
-        if matched:
-            tally.requests_matched.add(request.request_id)
-            self._alerting.hit(request, rule, activation.position)
+        tally.count(group, request.request_id, severity)
+        tally.undecided += rule.name in verdict.undecided
+        if gated := verdict.gated.get(rule.name):
+            tally.gated[gated] += 1
+        if severity is not None:
+            self._alerting.hit(request, rule, activation.position, severity)
 
     def _compare(self, sample: Sample, matched: Names) -> None:
         request_id = sample.activation.request.request_id
@@ -215,9 +181,19 @@ class _Run:
         """Take what aggregation rules found on requests."""
         for finding in findings:
             of_request = self._of_requests[finding.request_id]
-            matched = finding.state is FindingState.MATCH
-            (of_request.matched if matched else of_request.undecided).add(finding.rule_name)
+            if finding.state is FindingState.MATCH:
+                of_request.matched[finding.rule_name] = finding.severity
+            else:
+                of_request.undecided.add(finding.rule_name)
             self._alerting.add(of_request.request, [finding])
+            self._count_in_packs(finding)
+
+    def _count_in_packs(self, finding: Finding) -> None:
+        is_match = finding.state is FindingState.MATCH
+        weight = weight_of(finding.severity) if is_match else "undecided"
+        for pack in (*self.outcome.packs, self.outcome.together):
+            if finding.rule_name in pack.rules:
+                pack.requests_hit[weight].add(finding.request_id)
 
     def finish(self) -> None:
         """What windows say, what was expected and never came, and the fate of the alerts."""
@@ -225,9 +201,9 @@ class _Run:
         for request_id, of_request in self._of_requests.items():
             for rule in self._aggregations:
                 self._count_windows(self.outcome.tallies[rule.name], request_id, of_request)
-            for name in sorted(of_request.expected - of_request.matched):
+            for name in sorted(of_request.expected - of_request.matched.keys()):
                 self._note("missing", request_id, name)
-            for name in sorted(of_request.matched - of_request.expected):
+            for name in sorted(of_request.matched.keys() - of_request.expected):
                 self._note("unexpected", request_id, name)
         for name, expected in self._expectations.items():
             told = self._window_names if name in self._seen else frozenset()
@@ -237,12 +213,9 @@ class _Run:
             self.outcome.tallies[alerted.alert.rule_name].alerts[alerted.fate] += 1
 
     def _count_windows(self, tally: RuleTally, request_id: str, of_request: _OfRequest) -> None:
-        matched = tally.rule_name in of_request.matched
-        tally.requests.add(request_id)
-        tally.count(of_request.where, hits=matched, trials=1)
-        if matched:
-            tally.requests_matched.add(request_id)
-        elif tally.rule_name in of_request.undecided:
+        severity = of_request.matched.get(tally.rule_name)
+        tally.count(of_request.where, request_id, severity)
+        if severity is None and tally.rule_name in of_request.undecided:
             tally.undecided += 1
 
 
@@ -252,6 +225,6 @@ class _OfRequest:
 
     request: Request
     where: Group
-    matched: set[str] = field(default_factory=set)
+    matched: dict[str, Severity] = field(default_factory=dict)
     undecided: set[str] = field(default_factory=set)
     expected: set[str] = field(default_factory=set)

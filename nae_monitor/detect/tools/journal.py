@@ -1,23 +1,24 @@
 """Verdicts written down as they are made: an interrupted backtest goes on where it stopped.
 
 The first line names what the verdicts depend on, each further one is a judged sample: its id, a
-digest of all that rules see of it, the rules that matched and those that could not decide. No text
-of the corpus is in it.
+digest of all that rules see of it, the rules that matched with their severities, those that could
+not decide, and what fidelity gates did. No text of the corpus is in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from nae_monitor.detect.tools.corpus import Sample
-from nae_monitor.detect.tools.windows import Names
+from nae_monitor.detect.tools.verdict import Gated, Verdict
 from nae_monitor.errors import InputDataError
+from nae_monitor.records import Severity
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 MAX_LINE_BYTES = 1024 * 1024
 FLUSHED_EVERY = 50  # samples
 
@@ -57,7 +58,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def recall(self, sample: Sample) -> tuple[Names, Names] | None:
+    def recall(self, sample: Sample) -> Verdict | None:
         """The verdict on this sample; None where the journal ends before it.
 
         Raises:
@@ -71,11 +72,13 @@ class Journal:
             message = "the corpus is not the one it was written over"
             raise InputDataError(f"{self.path}:{self._line}: {message}; remove the journal")
         self.recalled += 1
-        return frozenset(value[2]), frozenset(value[3])
+        matched = {name: Severity(severity) for name, severity in value[2].items()}
+        return Verdict(matched, frozenset(value[3]), value[4])
 
-    def note(self, sample: Sample, matched: Names, undecided: Names) -> None:
+    def note(self, sample: Sample, verdict: Verdict) -> None:
         """Write the verdict on the sample behind the last one."""
-        self._write([sample.id, digest_of(sample), sorted(matched), sorted(undecided)])
+        matched, gated = dict(verdict.matched), dict(verdict.gated)
+        self._write([sample.id, digest_of(sample), matched, sorted(verdict.undecided), gated])
         self._unflushed += 1
         if self._unflushed >= FLUSHED_EVERY:
             self._file.flush()
@@ -97,8 +100,7 @@ class Journal:
         if value is None:
             return None
         self._line += 1
-        names = value[2:] if isinstance(value, list) and len(value) == 4 else [None]
-        if not all(isinstance(part, list) and all(type(n) is str for n in part) for part in names):
+        if not _is_verdict(value):
             raise InputDataError(f"{self.path}:{self._line}: is damaged; remove the journal")
         return list(value)
 
@@ -122,6 +124,25 @@ class Journal:
             self._file.write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
         except OSError as error:
             raise InputDataError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def _is_verdict(value: Any) -> bool:
+    """Whether a line is the verdict on a sample."""
+    if not isinstance(value, list) or len(value) != 5:
+        return False
+    matched, undecided, gated = value[2:]
+    return (
+        _maps_to(matched, [severity.value for severity in Severity])
+        and isinstance(undecided, list)
+        and all(type(name) is str for name in undecided)
+        and _maps_to(gated, get_args(Gated))
+    )
+
+
+def _maps_to(value: Any, allowed: Collection[str]) -> bool:
+    return isinstance(value, dict) and all(
+        type(item) is str and item in allowed for item in value.values()
+    )
 
 
 def digest_of(sample: Sample) -> str:
