@@ -35,7 +35,7 @@ def bind(document: Document, cls: type[T], path: KeyPath = ()) -> T:
 class Kinds:
     """A list of named things with options, as far as it could be read."""
 
-    items: list[tuple[str, Any]]  # name, its options record or None
+    items: list[tuple[str, Any]]  # name, its options record
     problems: list[Problem]
 
 
@@ -43,7 +43,7 @@ def bind_kinds(
     document: Document,
     path: KeyPath,
     what: str,
-    options: Mapping[str, type | None],
+    options: Mapping[str, type],
     short: Mapping[str, str],
 ) -> Kinds:
     """Bind a list whose items are a name, or a mapping of one name to its options.
@@ -52,7 +52,7 @@ def bind_kinds(
         document: the whole document.
         path: of the list in it.
         what: an item is, for messages.
-        options: the options' dataclass by name; None: it has none.
+        options: the options' dataclass by name.
         short: by name, the option that a plain text stands for.
     """
     value, found = _at(document, path), Kinds([], [])
@@ -66,13 +66,8 @@ def bind_kinds(
         if not isinstance(name, str) or name not in options:
             where, hint = document.mark(place), nearest(str(name), options)
             found.problems.append(Problem(where, f"unknown {what} {shown(name)}", hint))
-        elif (cls := options[name]) is not None:
-            _bind_item(document, (*place, name), name, given, cls, short, found)
         else:
-            if given is not None:
-                where, message = document.mark((*place, name)), f"the {name} {what} has no options"
-                found.problems.append(Problem(where, message, f"write {name}"))
-            found.items.append((name, None))
+            _bind_item(document, (*place, name), name, given, options[name], short, found)
     return found
 
 

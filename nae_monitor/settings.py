@@ -13,6 +13,7 @@ from nae_monitor.errors import ConfigurationError, Problem
 from nae_monitor.strict_yaml import Document, read_document
 
 SinkKind = Literal["console", "jsonl", "otel", "kafka"]
+SeverityName = Literal["informational", "low", "medium", "high", "critical"]
 EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
 EMBEDDED_ENCODER = "embedded/all-minilm-l6-v2"
 EMBEDDED_AR = "embedded/smollm2-135m-l20-ar"
@@ -111,6 +112,14 @@ class DetectSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleSettings:
+    """Alerts on standard error."""
+
+    routes: tuple[str, ...] = ()  # only alerts that name one of these; empty: all
+    min_severity: SeverityName | None = None  # None: that of ``alert``
+
+
+@dataclass(frozen=True, slots=True)
 class JsonlSettings:
     """Append-only alert file."""
 
@@ -119,7 +128,8 @@ class JsonlSettings:
     rotate_bytes: int = 64 * 1024 * 1024
     keep_files: int = 5  # rotated ones, path.1 the newest
     queue_events: int = 10_000  # kept in memory while the file cannot be written
-    routes: tuple[str, ...] = ()  # only alerts that name one of these; empty: all
+    routes: tuple[str, ...] = ()  # as for console
+    min_severity: SeverityName | None = None
 
     def __post_init__(self) -> None:
         if not self.path or min(self.rotate_bytes, self.keep_files, self.queue_events) < 1:
@@ -132,7 +142,8 @@ class OtelSettings:
 
     endpoint: str | None = None  # OTLP gRPC, e.g. http://127.0.0.1:4317
     guardrail_names: bool = False  # also write the unmerged gen_ai.guardrail.* attributes
-    routes: tuple[str, ...] = ()  # as for jsonl
+    routes: tuple[str, ...] = ()  # as for console
+    min_severity: SeverityName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +155,8 @@ class KafkaSettings:
     # Topics of certain routes; an alert goes to the topic of each of its routes, and to `topic`
     # for a route without one of its own, or without a route.
     topics: Mapping[str, str] = field(default_factory=dict)
-    routes: tuple[str, ...] = ()  # as for jsonl
+    routes: tuple[str, ...] = ()  # as for console
+    min_severity: SeverityName | None = None
     queue_events: int = 10_000
     outbox: str | None = None  # SQLite file; None: a file under the state directory
     outbox_events: int = 100_000  # when full, the lowest severity goes first
@@ -159,7 +171,7 @@ class SinkSettings:
     """One sink by kind; ``options`` is the settings record of that kind."""
 
     kind: SinkKind
-    options: JsonlSettings | OtelSettings | KafkaSettings | None = None
+    options: ConsoleSettings | JsonlSettings | OtelSettings | KafkaSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +179,9 @@ class AlertSettings:
     """Where alerts go."""
 
     sinks: tuple[SinkSettings, ...] = (SinkSettings("console"),)
+    # Of alerts that leave, for sinks that set none of their own. Informational matches say what
+    # went on, not that it was wrong: they stand in verdicts, recordings and reports.
+    min_severity: SeverityName = "low"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +274,8 @@ class Settings:
         return _with_sinks(settings, sinks)
 
 
-_SINK_OPTIONS: Mapping[str, type | None] = {
-    "console": None,
+_SINK_OPTIONS: Mapping[str, type] = {
+    "console": ConsoleSettings,
     "jsonl": JsonlSettings,
     "otel": OtelSettings,
     "kafka": KafkaSettings,
@@ -268,7 +283,7 @@ _SINK_OPTIONS: Mapping[str, type | None] = {
 
 
 def _with_sinks(settings: Settings, sinks: tuple[SinkSettings, ...]) -> Settings:
-    return replace(settings, alert=AlertSettings(sinks))
+    return replace(settings, alert=replace(settings.alert, sinks=sinks))
 
 
 def _take_sinks(document: Document, problems: list[Problem]) -> tuple[SinkSettings, ...] | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nae_monitor.errors import ConfigurationError, Problem
 from nae_monitor.settings import (
+    ConsoleSettings,
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
@@ -43,7 +44,7 @@ def test_the_configuration_of_the_design_is_read() -> None:
     assert settings.detect.rules == ("rules/",)
     assert settings.screen.budget.decodes_per_s == 4.0
     assert settings.alert.sinks == (
-        SinkSettings("console"),
+        SinkSettings("console", ConsoleSettings()),
         SinkSettings("jsonl", JsonlSettings("alerts.jsonl")),
         SinkSettings("otel", OtelSettings()),
         SinkSettings("kafka", KafkaSettings("127.0.0.1:9092", "nae.alerts")),
@@ -85,7 +86,7 @@ def test_settings_cannot_be_changed() -> None:
         ("alert: {sinks: console}", "sinks must be a list"),
         ("alert: {sinks: [konsole]}", "unknown sink 'konsole' (did you mean 'console'?)"),
         ("alert: {sinks: [{jsonl: a, otel: {}}]}", "unknown sink"),
-        ("alert: {sinks: [{console: {wide: true}}]}", "the console sink has no options"),
+        ("alert: {sinks: [{console: {wide: true}}]}", "unknown key 'wide'"),
         ("alert: {sinks: [jsonl]}", "lacks the key 'path'"),
         ("alert: {sinks: [{jsonl: ''}]}", "path is empty"),
         ("alert: {sinks: [{otel: false}]}", "options must be a mapping"),

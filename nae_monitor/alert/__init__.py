@@ -21,7 +21,7 @@ from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
-from nae_monitor.records import Alert
+from nae_monitor.records import Alert, Severity
 from nae_monitor.settings import (
     AlertSettings,
     JsonlSettings,
@@ -54,25 +54,44 @@ class Sinks:
         sinks: Mapping[str, Sink],
         health: Health,
         routes: Mapping[str, frozenset[str]] | None = None,
+        least: Mapping[str, Severity] | None = None,
     ) -> None:
-        """``routes``: by sink, of which an alert must name one; a sink without takes all."""
+        """``routes``: by sink, of which an alert must name one; a sink without takes all.
+
+        ``least``: by sink, the lowest severity it takes; a sink without takes all.
+        """
         self._sinks = dict(sinks)
         self._routes = routes or {}
+        self._least = least or {}
         self._health = health
 
     def emit(self, alert: Alert) -> None:
         """Hand the alert to each sink; a failing one is counted and never stops another.
 
         A sink whose ``emit`` raised five times in a row is off, by the rule of :class:`Health`.
+        What is below a sink's least severity is counted as ``alert.SINK.below_severity``, and as
+        ``alerts.below_severity`` where for that reason no sink takes it at all.
         """
-        for name, sink in self._sinks.items():
-            if name in self._routes and self._routes[name].isdisjoint(alert.routes):
-                continue
+        meant = [name for name in self._sinks if self._is_meant_for(name, alert)]
+        takers = [name for name in meant if self._is_grave_enough(name, alert)]
+        for name in meant:
+            if name not in takers:
+                self._health.count(f"alert.{name}.below_severity")
+        if meant and not takers:
+            self._health.count("alerts.below_severity")
+        for name in takers:
+            sink = self._sinks[name]
             if self._health.is_open(f"alert.{name}"):
                 self._health.count(f"alert.{name}.dropped.circuit_open")
                 continue
             with self._health.guard(f"alert.{name}"):
                 sink.emit(alert)
+
+    def _is_meant_for(self, name: str, alert: Alert) -> bool:
+        return name not in self._routes or not self._routes[name].isdisjoint(alert.routes)
+
+    def _is_grave_enough(self, name: str, alert: Alert) -> bool:
+        return name not in self._least or alert.severity.rank >= self._least[name].rank
 
     def close(self, deadline_s: float) -> bool:
         """Close all at once, each with the whole deadline; True if all delivered everything."""
@@ -125,6 +144,7 @@ def build_sinks(
     problems: list[Problem] = []
     sinks: dict[str, Sink] = {}
     routes: dict[str, frozenset[str]] = {}
+    least: dict[str, Severity] = {}
     numbers: Counter[str] = Counter()
     for index, one in enumerate(settings.sinks):
         numbers[one.kind] += 1
@@ -134,6 +154,8 @@ def build_sinks(
         problems += found
         if wanted := _routes_of(one):
             routes[name] = frozenset(wanted)
+        own = one.options.min_severity if one.options is not None else None
+        least[name] = Severity(own or settings.min_severity)
         if not found:
             try:
                 sinks[name] = _build(one, policy, health, name, console)
@@ -141,7 +163,7 @@ def build_sinks(
                 mend = "name an SQLite file in a directory this user may write"
                 problems.append(Problem(where, f"the outbox cannot be opened: {error}", mend))
     problems += _none_takes_all(settings)
-    built = Sinks(sinks, health, routes)
+    built = Sinks(sinks, health, routes, least)
     if problems:
         built.close(1.0)
         raise ConfigurationError(problems)

@@ -12,12 +12,14 @@ from rich.text import Text
 from nae_monitor.alert.event import finite
 from nae_monitor.alert.privacy import HASH_PREFIX, ContentPolicy, RedactedAlert
 from nae_monitor.alert.threaded import RetryingSink
+from nae_monitor.alert.wording import matched_words
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Evidence, Severity
 
 QUEUE_EVENTS = 1000
 HASH_DIGITS = 12
 SHOWN_CHARS = 400
+MATCHES = 5
 _STYLE = {
     Severity.INFORMATIONAL: "cyan",
     Severity.LOW: "green",
@@ -76,11 +78,24 @@ def _evidence(evidence: Evidence) -> Text:
     if evidence.finding.support_asked:
         support = finite(evidence.finding.support)
         line.append(f" · support {support:.2f}" if support is not None else " · support unknown")
-    for name, content in (("token", evidence.token), ("reads", evidence.explanation)):
+    shown = (
+        ("token", evidence.token),
+        ("matched", _matched(evidence)),
+        ("reads", evidence.explanation),
+    )
+    for name, content in shown:
         if content:
             line.append(f"\n  {name} ", style="dim")
             line.append(visible(_short(content)))
     return line
+
+
+def _matched(evidence: Evidence) -> str:
+    """The words that matched, each once; "" where they are withheld."""
+    texts = [span.text for span in evidence.finding.spans if span.text]
+    if any(text.startswith(HASH_PREFIX) for text in texts):
+        return ""
+    return " · ".join(list(dict.fromkeys(map(matched_words, texts)))[:MATCHES])
 
 
 def _short(content: str) -> str:

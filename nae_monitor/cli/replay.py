@@ -136,6 +136,11 @@ def _print(run: ReplayRun, comparison: Comparison | None) -> None:
     )
     for reason, rows in run.dropped.items():
         console.print(f"  {rows} rows not judged: {reason}")
+    if run.not_recorded:
+        console.print(
+            f"  {run.not_recorded} rows judged live are not in the recordings: "
+            "their requests are undecided, never clean"
+        )
     if alerts := sum(run.alerts.values()):
         held_back = run.alerts.get("repeat", 0) + run.alerts.get("overflow", 0)
         untimed = run.alerts.get("untimed", 0)

@@ -145,6 +145,8 @@ def _facts(recording: Recording) -> list[tuple[str, str, bool]]:
         ("Rule set", _text(manifest, "rules_sha256")[:16], True),
         ("Recorded", moment(manifest.get("created_unix_ns")), False),
     ]
+    if recording.keep == "captured":
+        facts.append(("Rows kept", "only of requests that a rule captured", False))
     sources = manifest.get("replayed_from")
     if isinstance(sources, list):
         names = ", ".join(str(s.get("name")) for s in sources[:5] if isinstance(s, Mapping))

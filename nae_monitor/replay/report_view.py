@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from nae_monitor.records import Finding, FindingState, Severity, Span
+from nae_monitor.records import Finding, FindingState, Severity
 from nae_monitor.replay.report_data import Conversation, RunData, special_positions
+from nae_monitor.replay.report_marks import elsewhere, explanation_spans, marked, merged_ranges
 from nae_monitor.replay.report_stops import outcome_text
 
 MAX_ALERTS = 300  # printed without JavaScript; beyond, the conversations still show them
@@ -87,51 +88,6 @@ def histogram(values: Sequence[float]) -> Histogram:
     return Histogram(bars, middle, x, negative)
 
 
-def marked(text: str, spans: Sequence[Span]) -> tuple[tuple[str, bool], ...]:
-    """``text`` cut at the spans that match it, overlapping ones joined."""
-    pieces: list[tuple[str, bool]] = []
-    at = 0
-    for start, end in _merged(text, spans):
-        if start > at:
-            pieces.append((text[at:start], False))
-        pieces.append((text[start:end], True))
-        at = end
-    if at < len(text) or not pieces:
-        pieces.append((text[at:], False))
-    return tuple(pieces)
-
-
-def _merged(text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Span ranges that really hold their text (offsets come from a file), sorted and joined."""
-    ranges: list[tuple[int, int]] = []
-    for span in sorted(spans, key=lambda span: (span.start, span.end)):
-        inside = 0 <= span.start < span.end <= len(text)
-        if not inside or text[span.start : span.end] != span.text:
-            continue
-        if ranges and span.start <= ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], span.end))
-        else:
-            ranges.append((span.start, span.end))
-    return ranges
-
-
-def explanation_spans(finding: Finding) -> list[Span]:
-    """The spans that lie in the explanation or a part of it."""
-    return [span for span in finding.spans if span.field.split(".")[0] == "explanation"]
-
-
-def _elsewhere(finding: Finding, withheld: bool) -> tuple[str, ...]:
-    """Matches outside the explanation: the field, and its text unless that is a hash."""
-    inside = explanation_spans(finding)
-    return tuple(
-        dict.fromkeys(
-            span.field if withheld else f"{span.field}: {span.text}"
-            for span in finding.spans
-            if span not in inside
-        )
-    )
-
-
 def alerts(run: RunData) -> list[AlertView]:
     """Most severe first; within a severity the rule that hit most often."""
     places = {c.request_id: index for index, c in enumerate(run.conversations)}
@@ -178,7 +134,7 @@ def _alert(
         fve=best.fve if best.fve is not None else row.get("fve"),
         support=_support(best),
         explanation=marked(text, explanation_spans(best)) if text else (),
-        elsewhere=_elsewhere(best, withheld),
+        elsewhere=elsewhere(best, withheld),
         tags=best.tags,
         stop=None,
     )
@@ -241,7 +197,7 @@ def _row(row: Mapping[str, Any], findings: Sequence[Finding], withheld: bool) ->
         "reason": row["reason"],
         "decoded": row["decoded"],
         "text": text,
-        "marks": _utf16(text, _merged(text, spans)),
+        "marks": _utf16(text, merged_ranges(text, spans)),
         "closed": row["closed"],
         "fve": _finite(row["fve"]),
         "cosine": _finite(row["cosine"]),
@@ -283,7 +239,7 @@ def _finding(finding: Finding, withheld: bool) -> dict[str, Any]:
         "version": finding.rule_version,
         "severity": finding.severity.value,
         "state": finding.state.value,
-        "elsewhere": _elsewhere(finding, withheld),
+        "elsewhere": elsewhere(finding, withheld),
         "undecided": list(finding.undecided),
         "support": _support(finding),
     }

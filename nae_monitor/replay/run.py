@@ -21,11 +21,12 @@ from nae_monitor.recording import (
     transcript_for,
 )
 from nae_monitor.recording.privacy import Content
-from nae_monitor.records import Decoding, Finding, Transcript
+from nae_monitor.records import Decoding, Finding, Transcript, VerdictState
 from nae_monitor.replay.alerts import ReplayedAlerts
 from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
+from nae_monitor.replay.kept import NOT_RECORDED, KeptRows
 from nae_monitor.replay.plan import common_content, common_dtype, refuse_mismatch, run_manifest
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
 from nae_monitor.replay.verdicts import cautious_verdict
@@ -45,6 +46,7 @@ class ReplayRun:
     findings: int
     dropped: Mapping[str, int]  # rows by reason
     alerts: Mapping[str, int] = field(default_factory=dict)  # by fate; empty where not asked for
+    not_recorded: int = 0  # rows judged live that the recordings do not hold; of finished requests
 
 
 def replay(
@@ -156,6 +158,7 @@ class _Replay:
     _concluded: set[tuple[int, str, int]] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
     _dropped: Counter[str] = field(default_factory=Counter)
+    _kept: KeptRows = field(default_factory=KeptRows)
 
     def take(self, piece: Sequence[Row]) -> None:
         """Decode and judge rows in replay order."""
@@ -180,6 +183,7 @@ class _Replay:
             findings = self._judge(row, decoding)
             reason = None if findings is not None else "judge_failed"
         request_id = recorded.activation.request.request_id
+        self._kept.saw(row.recording, recorded)
         if findings is None:
             reason = reason or "not_decoded"
             request.dropped[reason] += 1
@@ -228,7 +232,7 @@ class _Replay:
             for number, request in same_id.items():
                 for started_unix_ns, record in sorted(request.records.items()):
                     self._concluded.add((number, record.request.request_id, started_unix_ns))
-                    self._write_request(record, request)
+                    self._write_request(number, record, request)
         self._waiting.clear()
 
     def _write_findings(self, findings: Iterable[Finding]) -> None:
@@ -236,13 +240,18 @@ class _Replay:
         self.writer.write_findings(ordered)
         self._counts["findings"] += len(ordered)
 
-    def _write_request(self, record: RequestRecord, request: _OfRequest) -> None:
+    def _write_request(self, number: int, record: RequestRecord, request: _OfRequest) -> None:
         state, reasons = self.conclude(
             record, tuple(request.findings), sum(request.dropped.values())
         )
         dropped = Counter(record.coverage.dropped_tokens)
         dropped.subtract(request.undone)
         dropped.update(request.dropped)
+        if lacking := self._kept.lacking(number, record):
+            dropped[NOT_RECORDED] += lacking
+            if state is not VerdictState.ALERT:
+                state = VerdictState.UNDECIDED
+                reasons = (*reasons, f"{lacking} rows judged live are not in the recording")
         coverage = replace(
             record.coverage,
             decoded_tokens=request.judged,
@@ -263,7 +272,7 @@ class _Replay:
                 if self.correlate is not None:
                     rest.findings.extend(self.correlate.ended(of_request))
                 self._write_findings(rest.findings)
-                self._write_request(record, rest)
+                self._write_request(number, record, rest)
 
     def outcome(self) -> ReplayRun:
         """The counts, and the alerts written down."""
@@ -276,6 +285,7 @@ class _Replay:
             findings=self._counts["findings"],
             dropped=MappingProxyType(dict(sorted(self._dropped.items()))),
             alerts=self.alerts.write(self.writer.directory) if self.alerts is not None else {},
+            not_recorded=self._kept.lacking_rows,
         )
 
 

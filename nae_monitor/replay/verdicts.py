@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from nae_monitor.recording import RequestRecord
-from nae_monitor.records import Finding, FindingState, VerdictState
+from nae_monitor.records import Finding, FindingState, Severity, VerdictState
 
 
 def cautious_verdict(
     record: RequestRecord, findings: tuple[Finding, ...], dropped_rows: int
 ) -> tuple[VerdictState, tuple[str, ...]]:
-    """Alert on any match; clean only what was clean live and lost nothing in replay."""
-    if any(finding.state is FindingState.MATCH for finding in findings):
+    """Alert on any match; clean only what was clean live and lost nothing in replay.
+
+    As live, a match of an informational rule leaves the verdict alone.
+    """
+    if any(
+        finding.state is FindingState.MATCH and finding.severity is not Severity.INFORMATIONAL
+        for finding in findings
+    ):
         return VerdictState.ALERT, ()
     reasons = [f"{f.rule_name}: {why}" for f in findings for why in f.undecided]
     if dropped_rows:

@@ -7,8 +7,9 @@ from alert_parts import CANARIES, make_alert, make_evidence, make_policy
 from rich.console import Console
 
 from nae_monitor.alert.console import ConsoleSink, visible
+from nae_monitor.alert.event import to_event
 from nae_monitor.health import Health
-from nae_monitor.records import Alert
+from nae_monitor.records import Alert, Span
 
 
 def shown(content: str, *alerts: Alert) -> str:
@@ -57,3 +58,22 @@ def test_support_is_shown_where_it_was_asked_for_and_unknown_is_not_zero() -> No
     assert "support -0.02" in line(support=-0.02, support_asked=True)
     assert "FVE 0.50 · support unknown" in line(support_asked=True)
     assert "support" not in line()
+
+
+def test_the_words_that_matched_are_read_once_and_without_what_is_around_them() -> None:
+    spans = tuple(
+        Span(name, "explanation", start, start + len(text), text)
+        for name, start, text in [
+            ("a", 0, '"; harmful request, weapons: '),
+            ("b", 3, "harmful request, weapons"),
+            ("c", 40, "hides it;"),
+        ]
+    )
+    alert = make_alert(evidence=(make_evidence(spans=spans),))
+    assert "  matched harmful request, weapons · hides it  " in shown("full", alert)
+    for withheld in ("hash", "none"):
+        assert "matched" not in shown(withheld, alert)
+    policy = make_policy("full")
+    (evidence,) = to_event(policy.redact(alert), policy).data["evidences"]
+    match = evidence["data"]["matches"][0]  # machines get it whole, with its offsets
+    assert (match["start"], match["end"], match["text"]) == (0, 29, spans[0].text)

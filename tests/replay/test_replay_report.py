@@ -32,7 +32,8 @@ from nae_monitor.records import (
 )
 from nae_monitor.replay import write_report
 from nae_monitor.replay.report import script_json
-from nae_monitor.replay.report_view import fidelity_bucket, histogram, marked
+from nae_monitor.replay.report_marks import marked
+from nae_monitor.replay.report_view import fidelity_bucket, histogram
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script>"
@@ -232,6 +233,19 @@ def test_marks_join_overlaps_and_ignore_offsets_that_do_not_fit() -> None:
     )
     assert marked(text, [span(8, 99, "keylogger"), span(0, 5, "wrong")]) == ((text, False),)
     assert marked("", []) == (("", False),)
+
+
+def test_marks_leave_out_the_punctuation_that_a_rule_anchors_on() -> None:
+    text = 'expects "; a harmful request: next'
+    span = Span("s", "explanation", 8, 29, text[8:29])
+    assert span.text == '"; a harmful request:'
+    assert marked(text, [span, Span("t", "explanation", 9, 10, ";")]) == (
+        ('expects "', False),
+        (";", True),
+        (" ", False),
+        ("a harmful request", True),
+        (": next", False),
+    )
 
 
 @given(st.lists(st.floats(-3, 1), max_size=30))

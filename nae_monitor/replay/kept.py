@@ -1,0 +1,56 @@
+"""Which rows that were judged live the recordings do not hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from nae_monitor.recording import RecordedActivation, RequestRecord
+
+NOT_RECORDED = "not_recorded"  # the reason under which such rows are among the dropped ones
+
+
+@dataclass(slots=True)
+class _Turn:
+    rows: int = 0
+    decoded: int = 0  # live
+
+
+@dataclass(slots=True)
+class KeptRows:
+    """Counts rows by recording, request and turn; a few numbers a turn, however many rows.
+
+    A recording may have been told to keep the rows of some requests only (``keep: captured``), or
+    have let some go. What was judged live and cannot be judged again must not pass for clean.
+    """
+
+    _turns: dict[tuple[int, str], dict[int, _Turn]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(_Turn))
+    )
+    _lacking: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    @property
+    def lacking_rows(self) -> int:
+        """Over all requests that :meth:`lacking` was asked about."""
+        return sum(self._lacking.values())
+
+    def saw(self, recording: int, recorded: RecordedActivation) -> None:
+        """A row is there; ``recording`` is the index of the one that holds it."""
+        request = recorded.activation.request
+        turn = self._turns[recording, request.request_id][request.started_unix_ns]
+        turn.rows += 1
+        turn.decoded += recorded.decoding is not None
+
+    def lacking(self, recording: int, record: RequestRecord) -> int:
+        """Rows of a request, up to the end of this turn, that are missing; after all were seen."""
+        place = recording, record.request.request_id
+        turns = self._turns.get(place, {})
+        # A request's coverage adds its turns up.
+        so_far = [turn for start, turn in turns.items() if start <= record.request.started_unix_ns]
+        unseen = record.coverage.sampled_tokens - sum(turn.rows for turn in so_far)
+        # A recording that keeps only what was decoded lacks the other rows, and tells of them.
+        undecoded = record.coverage.judged_tokens - sum(turn.decoded for turn in so_far)
+        found = max(0, min(unseen, undecoded))
+        if found:
+            self._lacking[place] = max(found, self._lacking.get(place, 0))
+        return found

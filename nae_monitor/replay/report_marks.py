@@ -1,0 +1,60 @@
+"""Where the words that matched stand in a text that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nae_monitor.alert.wording import matched_words, words_range
+from nae_monitor.records import Finding, Span
+
+
+def marked(text: str, spans: Sequence[Span]) -> tuple[tuple[str, bool], ...]:
+    """``text`` cut at the spans that match it, overlapping ones joined."""
+    pieces: list[tuple[str, bool]] = []
+    at = 0
+    for start, end in merged_ranges(text, spans):
+        if start > at:
+            pieces.append((text[at:start], False))
+        pieces.append((text[start:end], True))
+        at = end
+    if at < len(text) or not pieces:
+        pieces.append((text[at:], False))
+    return tuple(pieces)
+
+
+def merged_ranges(text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """The words of spans that really hold their text (offsets come from a file), joined."""
+    ranges: list[tuple[int, int]] = []
+    for start, end in sorted(_words(span) for span in spans if _is_true(text, span)):
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _is_true(text: str, span: Span) -> bool:
+    inside = 0 <= span.start < span.end <= len(text)
+    return inside and text[span.start : span.end] == span.text
+
+
+def _words(span: Span) -> tuple[int, int]:
+    start, end = words_range(span.text)
+    return span.start + start, span.start + end
+
+
+def explanation_spans(finding: Finding) -> list[Span]:
+    """The spans that lie in the explanation or a part of it."""
+    return [span for span in finding.spans if span.field.split(".")[0] == "explanation"]
+
+
+def elsewhere(finding: Finding, withheld: bool) -> tuple[str, ...]:
+    """Matches outside the explanation: the field, and its text unless that is a hash."""
+    inside = explanation_spans(finding)
+    return tuple(
+        dict.fromkeys(
+            span.field if withheld else f"{span.field}: {matched_words(span.text)}"
+            for span in finding.spans
+            if span not in inside
+        )
+    )
