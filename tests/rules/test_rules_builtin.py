@@ -1,5 +1,8 @@
+import re
 from collections import Counter
 from pathlib import Path
+
+from rules_support import FAMILIES
 
 from nae_monitor.detect import (
     Encoder,
@@ -33,7 +36,7 @@ def test_every_test_in_the_packs_passes_with_the_real_encoder(
 
 
 def test_every_aggregation_is_complete_and_tested_both_ways(rules: RuleSet) -> None:
-    assert len(rules.aggregations) == 4
+    assert len(rules.aggregations) == 6
     for rule in rules.aggregations:
         counts = Counter(test.expect for test in rule.tests)
         assert counts[FindingState.MATCH] >= 3, rule.name
@@ -68,13 +71,26 @@ def test_every_pack_says_what_it_sees_what_it_cannot_and_what_to_do(rules: RuleS
         text = (pack / "README.md").read_text(encoding="utf-8")
         headings = [line for line in text.splitlines() if line.startswith("## ")]
         assert headings == ["## What it sees", "## What it cannot see", "## How to respond"], pack
-        assert "Benign false-positive rate:" in text, pack
+        measured = r"^Benign false-positive rate: \d+ of \d,\d{3} held-out ordinary messages"
+        assert re.search(measured, text, re.MULTILINE), pack
         assert {name for name in names if f"`{name}`" not in text} == set(), pack
 
 
-def test_only_what_is_no_fault_is_informational(rules: RuleSet) -> None:
+def test_only_what_is_no_fault_or_counted_by_an_aggregation_is_informational(
+    rules: RuleSet,
+) -> None:
+    no_fault = {"refusal_planned", "over_refusal"}
+    counted = {name for rule in rules.aggregations for name in rule.rules}
+    # A family is counted through harmful_request, which matches wherever the family's theme does.
+    counted |= set(FAMILIES.values())
     found = {rule.name for rule in rules.rules if rule.severity is Severity.INFORMATIONAL}
-    assert found == {"refusal_planned", "over_refusal", "decode_cut_off", "low_fidelity_decode"}
+    assert found <= no_fault | counted
+    assert all(rule.severity.rank > 0 for rule in rules.aggregations)
+
+
+def test_one_decode_that_names_a_risk_to_life_is_enough(rules: RuleSet) -> None:
+    loud = {rule.name for rule in rules.rules if rule.severity.rank >= Severity.HIGH.rank}
+    assert {"self_harm_risk", "weapons_misuse"} <= loud
 
 
 def test_every_rule_is_complete_and_tested_both_ways(rules: RuleSet) -> None:

@@ -1,15 +1,17 @@
-"""Decodes of held-out ordinary messages, for ``nae-monitor rules backtest --corpus``.
+"""Decodes of the recipe's messages, for ``nae-monitor rules backtest --corpus``.
 
-How often a rule matches where nothing harmful was said is its benign false-positive rate. The
-messages are those of an ordinary kind in the splits that the pair was not trained on, its foreign
-source included; each gives a few content positions of the message and of the target's own reply.
-The file holds prompts and decoded texts: treat it as they are treated.
+How often a rule matches where nothing hostile was said is its benign false-positive rate: that of
+the ordinary messages in the splits that the pair was not trained on, its foreign source included.
+``--hostile`` takes the others, which is what a rule gives up by matching less; ``--split train``
+the messages to choose thresholds on. Each message gives a few content positions of its own and of
+the target's reply. The file holds prompts and decoded texts: treat it as they are treated.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,21 +46,33 @@ def main(
     out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],
     av: Annotated[str, typer.Option(help="Verbalizer: directory or embedded name.")] = EMBEDDED_AV,
     ar: Annotated[str, typer.Option(help="Reconstructor, likewise.")] = EMBEDDED_AR,
-    messages: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1_000,
+    messages: Annotated[int, typer.Option(min=1, help="At most so many.")] = 10_000,
     positions: Annotated[int, typer.Option(min=1, help="Of each message and its reply.")] = 4,
+    hostile: Annotated[bool, typer.Option("--hostile", help="Hostile messages instead.")] = False,
+    split: Annotated[list[str] | None, typer.Option(help="train, validation, test, ood.")] = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(help="The recipe's own collection (nla train); nothing is collected anew."),
+    ] = None,
 ) -> None:
-    """Write decodes of ordinary messages that the pair was not trained on."""
+    """Write decodes of messages; without options, of the ordinary ones never trained on."""
     with clear_errors(out):
         fast = has_fast_bfloat16(torch.device("cpu"))
         dtype = torch.bfloat16 if fast else torch.float32
         av_dir, ar_dir = resolve_nla(av), resolve_nla(ar)
         recipe = recipe_of(av_dir)
-        documents = ordinary(recipe)[:messages]
+        documents = chosen(recipe, hostile, split or HELD_OUT)[:messages]
         pair = open_for_evaluation(
             av_dir, ar_dir, resolve_target, dtype=dtype, batch_size=DECODE_BATCH
         )
         with out.open("w", encoding="utf-8") as file, progress() as report:
-            rows = collected(recipe, documents, positions, fast, report)
+            rows = (
+                collected(recipe, documents, positions, fast, report)
+                if activations is None
+                else rows_of(
+                    activations, documents, positions, load_target(recipe.target).tokenizer
+                )
+            )
             seen: set[str] = set()
             for start in range(0, len(rows), DECODE_BATCH):
                 for line in decoded(pair, recipe, rows[start : start + DECODE_BATCH]):
@@ -68,19 +82,22 @@ def main(
     output().print(f"{len(rows)} decodes of {len(seen)} messages, in {dtype}: {out}")
 
 
-def ordinary(recipe: Recipe, wheels: Wheels = corpus_wheels) -> list[tuple[TrainingDocument, str]]:
-    """Documents of an ordinary kind outside the training split, in an order fixed by the seed.
+def chosen(
+    recipe: Recipe, hostile: bool, splits: Sequence[str], wheels: Wheels = corpus_wheels
+) -> list[tuple[TrainingDocument, str]]:
+    """Documents of hostile or of ordinary kinds, in an order fixed by the seed.
 
     Raises:
-        InputDataError: there are none.
+        InputDataError: there are none in these splits.
     """
     found = [
         (document, split)
         for document, split in split_corpus(recipe, wheels)
-        if split in HELD_OUT and not KINDS[theme_of(document.digest, document.kind).kind].harmful
+        if split in splits
+        and KINDS[theme_of(document.digest, document.kind).kind].harmful == hostile
     ]
     if not found:
-        raise InputDataError("the recipe's corpus holds out no ordinary messages")
+        raise InputDataError(f"the recipe's corpus has no such messages in {', '.join(splits)}")
     order = np.random.default_rng(recipe.seed).permutation(len(found))
     return [found[i] for i in order.tolist()]
 
@@ -98,7 +115,6 @@ def collected(
     options = replace(
         recipe.collect, positions_per_document=positions, max_batches=None, autocast=fast
     )
-    texts = {document.digest: document.text for document, _ in documents}
     with TemporaryDirectory() as directory:
         for done, total in collect(
             target.model,
@@ -110,21 +126,39 @@ def collected(
             reply_model=reply_model,
         ):
             report("collect", done, total)
-        return list(_rows(Path(directory), texts, target.tokenizer))
+        return rows_of(Path(directory), documents, positions, target.tokenizer)
 
 
-def _rows(directory: Path, texts: dict[str, str], tokenizer: Any) -> Iterator[dict[str, Any]]:
+def rows_of(
+    directory: Path, documents: list[tuple[TrainingDocument, str]], positions: int, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """At most so many content rows a document of a collection, earliest first.
+
+    Raises:
+        InputDataError: the collection holds none of the documents, or is damaged.
+    """
+    texts = {document.digest: document.text for document, _ in documents}
+    taken: Counter[str] = Counter()
+    rows = []
     for file in sorted(directory.glob("shard-*.parquet")):
-        for split in HELD_OUT:
-            vectors, rows = read_shard(file, split)
-            for vector, row in zip(vectors, rows, strict=True):
-                if row["content"]:
-                    yield row | {
-                        "vector": torch.from_numpy(vector.astype(np.float32)),
-                        "prompt": texts[str(row["digest"])],
-                        "output": tokenizer.decode(row["reply_ids"]),
-                        "token": tokenizer.decode([row["token_id"]]),
-                    }
+        for split in sorted({split for _, split in documents}):
+            for vector, row in zip(*read_shard(file, split), strict=True):
+                digest = str(row["digest"])
+                if row["content"] and digest in texts and taken[digest] < positions:
+                    taken[digest] += 1
+                    rows.append(_row(vector, row, texts[digest], tokenizer))
+    if not rows:
+        raise InputDataError(f"{directory} holds no activations of these messages")
+    return rows
+
+
+def _row(vector: Any, row: dict[str, Any], text: str, tokenizer: Any) -> dict[str, Any]:
+    return row | {
+        "vector": torch.from_numpy(vector.astype(np.float32)),
+        "prompt": text,
+        "output": tokenizer.decode(row["reply_ids"]),
+        "token": tokenizer.decode([row["token_id"]]),
+    }
 
 
 def decoded(pair: Pair, recipe: Recipe, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
