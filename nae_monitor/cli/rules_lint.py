@@ -14,6 +14,7 @@ from nae_monitor.cli.rules_options import (
     EncoderOption,
     PathsArgument,
     encoder_or_none,
+    rule_count,
     rules_at,
 )
 from nae_monitor.cli.terminal import errors, json_line, output, printable
@@ -80,7 +81,7 @@ def _print_sarif(report: LintReport) -> None:
 
 def _as_json(report: LintReport) -> dict[str, Any]:
     return {
-        "rules": report.rules,
+        "rules": _rules(report),
         "fingerprint": report.rule_set.fingerprint if report.rule_set else None,
         "ignored": report.ignored,
         "diagnostics": [_diagnostic(diagnostic) for diagnostic in report.diagnostics],
@@ -108,9 +109,10 @@ def _print(report: LintReport) -> None:
         line.append(" " + printable(str(diagnostic).replace("\n", " ")), style="default")
         errors().print(line, soft_wrap=True)
     ignored = f", {report.ignored} ignored" if report.ignored else ""
+    counted = rule_count(_rules(report))
     if not report.diagnostics and report.rule_set is not None:
         shown = report.rule_set.fingerprint[:16]
-        output().print(f"{report.rules} rules, no problem{ignored}; fingerprint {shown}")
+        output().print(f"{counted}, no problem{ignored}; fingerprint {shown}")
         return
     counts = dict.fromkeys(STYLES, 0)
     for diagnostic in report.diagnostics:
@@ -118,4 +120,9 @@ def _print(report: LintReport) -> None:
     fixable = sum(diagnostic.edit is not None for diagnostic in report.diagnostics)
     found = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items())
     hint = f"; --fix mends {fixable}" if fixable else ""
-    output().print(f"{report.rules} rules: {found}{ignored}{hint}")
+    output().print(f"{counted}: {found}{ignored}{hint}")
+
+
+def _rules(report: LintReport) -> int:
+    """Rules of either kind; where the set does not load, those that can be read alone."""
+    return report.rules if report.rule_set is None else len(report.rule_set)

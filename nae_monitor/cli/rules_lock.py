@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nae_monitor.cli.rules_options import PathsArgument, rules_at
+from nae_monitor.cli.rules_options import PathsArgument, rule_count, rules_at
 from nae_monitor.cli.terminal import error_line, output
 
 
@@ -38,4 +38,6 @@ def lock(
         raise typer.Exit(1)
     if not check:
         file.write_text(lock_text(now), encoding="utf-8")
-    output().print(f"{len(now)} rules {'as locked' if check else 'locked'}: {file}", soft_wrap=True)
+    output().print(
+        f"{rule_count(len(now))} {'as locked' if check else 'locked'}: {file}", soft_wrap=True
+    )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from nae_monitor.cli.terminal import quiet_libraries
-from nae_monitor.settings import DetectSettings
+from nae_monitor.settings import EMBEDDED_AR, DetectSettings
 
 if TYPE_CHECKING:
-    from nae_monitor.detect import AggregationRule, Encoder, Rule, RuleSet
+    from nae_monitor.detect import AggregationRule, Calibration, Encoder, Rule, RuleSet
 
 _OneRule = TypeVar("_OneRule", bound="Rule | AggregationRule")
 
@@ -34,6 +34,13 @@ EncoderOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option("-k", help="Only rules whose name holds this text.")
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Calibration set for percentiles, as `nla calibrate` writes it; also for decodes "
+        "that name no pair. Default: the embedded pair's, for decodes that name that pair."
+    ),
+]
 CorpusOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -45,6 +52,11 @@ CorpusOption = Annotated[
 def rules_at(paths: list[str] | None) -> list[str]:
     """The paths given, or the shipped pack."""
     return paths or ["builtin"]
+
+
+def rule_count(number: int) -> str:
+    """A number of rules in words."""
+    return f"{number} rule{'s' * (number != 1)}"
 
 
 def chosen_rules(rules: RuleSet, name: str | None, *, members: bool = False) -> RuleSet:
@@ -85,11 +97,12 @@ def rule_named(rules: Sequence[_OneRule], name: str) -> _OneRule:
 def rules_and_encoder(
     paths: list[str] | None, name: str | None, models: bool, encoder: str, *, members: bool = False
 ) -> tuple[RuleSet, Encoder | None]:
-    """What most commands need: the chosen rules, and the encoder where models are wanted."""
+    """What most commands need: the chosen rules, and the encoder where they ask for one."""
     from nae_monitor.detect import load_rules
 
     chosen = chosen_rules(load_rules(rules_at(paths)), name, members=members)
-    return chosen, encoder_or_none(models, encoder)
+    asked = any(rule.semantic_selections() for rule in chosen.rules)
+    return chosen, encoder_or_none(models and asked, encoder)
 
 
 def encoder_or_none(models: bool, name: str) -> Encoder | None:
@@ -100,3 +113,21 @@ def encoder_or_none(models: bool, name: str) -> Encoder | None:
 
     quiet_libraries()
     return load_encoder(name)
+
+
+def calibration_of(file: Path | None) -> tuple[Calibration | None, str]:
+    """The calibration set, and the pair of decodes that name none ("": not known).
+
+    A file that was named is meant for whatever is read; the set that the embedded pair ships holds
+    for decodes that name that pair.
+
+    Raises:
+        ConfigurationError: a file that is not there or is no calibration set.
+    """
+    from nae_monitor.detect.calibration import read_calibration, shipped_calibration
+    from nae_monitor.models import resolve_nla
+
+    if file is None:
+        return shipped_calibration(resolve_nla(EMBEDDED_AR)), ""
+    found = read_calibration(file)
+    return found, found.nla_id

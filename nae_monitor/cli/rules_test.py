@@ -26,6 +26,7 @@ def run_tests(
     strict: Annotated[bool, typer.Option(help="A skipped test is a failure.")] = False,
     models: options.ModelsOption = True,
     encoder: options.EncoderOption = options.DEFAULT_ENCODER,
+    calibration: options.CalibrationOption = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
     with_coverage: Annotated[
         bool, typer.Option("--coverage", help="Show what the tests exercise, by selection.")
@@ -39,13 +40,15 @@ def run_tests(
 
     A test that needs a model which was not loaded is SKIPPED, never passed. A selection is covered
     when one test makes it match, one does not, and one that expects no match hangs on its answer.
+    With --calibration, a test that gives no percentile is judged at that of its FVE, else at 100.
     """
     from nae_monitor.detect import run_inline_tests
     from nae_monitor.detect.tools.coverage import coverage
     from nae_monitor.detect.tools.junit import to_junit
 
     chosen, model = options.rules_and_encoder(paths, name, models, encoder)
-    results = run_inline_tests(chosen, model)
+    scale = options.calibration_of(calibration)[0] if calibration is not None else None
+    results = run_inline_tests(chosen, model, scale)
     covered = coverage(chosen.rules, model) if with_coverage or minimum else []
     low = [rule for rule in covered if rule.percent < minimum]
     counts: Counter[str] = Counter(result.outcome for result in results)
@@ -106,7 +109,7 @@ def _print(results: list[TestResult], counts: Mapping[str, int], rules: int) -> 
             )
             console.print(line, soft_wrap=True)
     summary = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in STYLES)
-    console.print(f"{rules} rules: {summary}")
+    console.print(f"{options.rule_count(rules)}: {summary}")
 
 
 def _print_coverage(covered: list[RuleCoverage], low: list[RuleCoverage], minimum: float) -> None:

@@ -56,7 +56,7 @@ def test_results_come_as_json(cli: Cli, semantic: Path) -> None:
 
 
 def test_k_chooses_rules_by_name(cli: Cli) -> None:
-    assert cli("rules", "test", "-k", "cyber", "--no-models").out.startswith("1 rules: ")
+    assert cli("rules", "test", "-k", "cyber", "--no-models").out.startswith("1 rule: ")
     missing = cli("rules", "test", "-k", "nothing", "--no-models")
     assert missing.code == 2
     assert "no rule's name holds 'nothing'" in missing.err

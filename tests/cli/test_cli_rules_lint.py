@@ -32,7 +32,7 @@ def test_lint_names_every_problem_with_its_place(cli: Cli, rule: Path) -> None:
 def test_lint_of_a_good_rule_says_so(cli: Cli, clean: Path) -> None:
     done = cli("rules", "lint", clean)
     assert done.code == 0
-    assert done.out.startswith("1 rules, no problem")
+    assert done.out.startswith("1 rule, no problem")
 
 
 def test_warnings_exit_with_one(cli: Cli, rule: Path) -> None:
