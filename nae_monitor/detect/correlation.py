@@ -140,7 +140,7 @@ class Aggregation:
         fired: list[Firing] = []
         for index in range(first, self._end(group, first)):
             anchor = group.samples[index]
-            if not self.rule.is_anchor(anchor):
+            if not self._ends_a_window(group, index):
                 continue
             before = group.answers.get(anchor.identity, NO_MATCH)
             if before.state is FindingState.MATCH:
@@ -150,6 +150,21 @@ class Aggregation:
                 group.answers[anchor.identity] = answer
                 fired.append(Firing(self.rule, anchor, answer))
         return fired
+
+    def _ends_a_window(self, group: _Group, index: int) -> bool:
+        """Whether a window ends at ``index``: at a hit, and where enough samples are there at last.
+
+        A hit among the first samples of a group waits for ``min_samples`` of them, so that a
+        request is not left undecided for having begun with one. Where they do not come,
+        :meth:`ended` says so. An ordered sequence ends at its last step and nowhere else.
+        """
+        rule = self.rule
+        is_hit = rule.is_anchor(group.samples[index])
+        is_opening = group.floor is None and self._start(group, index) == 0
+        if rule.type == "temporal_ordered" or not is_opening or index + 1 > rule.min_samples:
+            return is_hit
+        whole = index + 1 == rule.min_samples
+        return whole and any(rule.is_anchor(sample) for sample in group.samples[: index + 1])
 
     def _answer(self, group: _Group, index: int) -> Answer:
         start = self._start(group, index)

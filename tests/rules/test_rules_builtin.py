@@ -36,7 +36,7 @@ def test_every_test_in_the_packs_passes_with_the_real_encoder(
 
 
 def test_every_aggregation_is_complete_and_tested_both_ways(rules: RuleSet) -> None:
-    assert len(rules.aggregations) == 6
+    assert len(rules.aggregations) == 5
     for rule in rules.aggregations:
         counts = Counter(test.expect for test in rule.tests)
         assert counts[FindingState.MATCH] >= 3, rule.name
