@@ -40,7 +40,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def wait_until(check: Callable[[], Any], limit_s: float = 20.0) -> None:
+def wait_until(check: Callable[[], Any], limit_s: float = 120.0) -> None:
     """Not a timed assertion: the limit only ends a hung test."""
     end_s = time.monotonic() + limit_s
     while not check():

@@ -167,7 +167,7 @@ def test_make_bench_runs_every_script_and_fails_when_one_does(tmp_path: Path) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode != 0
     assert "['--quick']" in done.stdout

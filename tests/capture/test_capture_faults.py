@@ -269,6 +269,10 @@ def test_a_model_without_blocks_is_refused(tap: Build) -> None:
         tap(torch.nn.Linear(2, 2))
 
 
+# The first use of the compiler imports it, which takes minutes where the processor is shared.
+compiles = pytest.mark.timeout(1200)
+
+
 def _static_compiled() -> dict[str, Any]:
     """Options under which transformers compiles every pass but the first."""
     torch._dynamo.reset()
@@ -277,6 +281,7 @@ def _static_compiled() -> dict[str, Any]:
     return SIX | {"cache_implementation": "static", "compile_config": config}
 
 
+@compiles
 def test_passes_compiled_after_attaching_are_seen(tap: Build, recorder: Recorder) -> None:
     model, options = make("llama"), _static_compiled()
     with tap(model):
@@ -284,6 +289,7 @@ def test_passes_compiled_after_attaching_are_seen(tap: Build, recorder: Recorder
     assert check_rows(make("llama"), recorder) == 9
 
 
+@compiles
 def test_passes_compiled_out_of_sight_are_counted(tap: Build, health: Health) -> None:
     model, options = make("llama"), _static_compiled()
     model.generate(IDS, **options)
@@ -294,6 +300,7 @@ def test_passes_compiled_out_of_sight_are_counted(tap: Build, health: Health) ->
     assert health.coverage("r").seen_tokens == 9
 
 
+@compiles
 def test_a_compiled_model_that_hides_its_blocks_is_never_silent(
     tap: Build, recorder: Recorder, health: Health, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,7 +55,7 @@ def test_two_processes_build_one_directory_once(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert log.read_text() == "built\n"
     assert outputs == [str([f"part{n}" for n in range(5)]) + "\n"] * 2
@@ -72,7 +72,7 @@ def test_a_process_killed_while_building_leaves_nothing_half_done(tmp_path: Path
     process.stdin.flush()
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "writing\n"]
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert not target.exists()
     build_once(target, _write("whole"))
     assert (target / "weights").read_text() == "whole"

@@ -87,7 +87,7 @@ def test_a_request_from_prompt_to_verdict_alert_recording_and_replay(
     watched = monitor(tmp_path)
     with watched.watch(model, tokenizer()), watched.request("r1", session_id="s", tenant="t"):
         generate(model, prompt())
-    verdict = watched.verdict("r1", wait_s=20.0)
+    verdict = watched.verdict("r1", wait_s=120.0)
     assert verdict.state is VerdictState.ALERT
     assert_settled(verdict)
     assert watched.close() is True
@@ -107,7 +107,7 @@ def test_a_request_in_which_nothing_is_found_is_clean(model: Any, tmp_path: Path
     watched = monitor(tmp_path, rules=NEVER)
     with watched.watch(model, tokenizer()), watched.request("r1"):
         generate(model, prompt())
-    verdict = watched.verdict("r1", wait_s=20.0)
+    verdict = watched.verdict("r1", wait_s=120.0)
     assert (verdict.state, verdict.reasons) == (VerdictState.CLEAN, ())
     watched.close()
 
@@ -129,7 +129,7 @@ def test_a_batch_with_padding_has_a_verdict_for_each_row_and_for_all(
     watched = monitor(tmp_path)
     with watched.watch(model, tokenizer()), watched.request("b"):
         generate(model, prompts("some words", "some plain words to learn from, again", "again"))
-    whole = watched.verdict("b", wait_s=20.0)
+    whole = watched.verdict("b", wait_s=120.0)
     rows = [watched.verdict(f"b#{i}", wait_s=0.0) for i in range(3)]
     assert whole.coverage.judged_tokens == sum(row.coverage.judged_tokens for row in rows)
     for row in rows:
@@ -146,7 +146,7 @@ def test_several_sequences_of_one_prompt_and_named_rows(model: Any, tmp_path: Pa
         torch.manual_seed(1)
         generate(model, prompts("some words", "plain"), do_sample=True, num_return_sequences=2)
     for group in ("x", "y"):
-        whole = watched.verdict(group, wait_s=20.0)
+        whole = watched.verdict(group, wait_s=120.0)
         rows = [watched.verdict(f"{group}#{i}", wait_s=0.0) for i in range(2)]
         assert_settled(whole)
         assert whole.coverage.seen_tokens == sum(row.coverage.seen_tokens for row in rows)
@@ -177,7 +177,7 @@ def test_two_threads_that_generate_at_once(model: Any, tmp_path: Path) -> None:
     for number in range(2):
         assert torch.equal(outputs[number], expected[number])
         for turn in range(3):
-            assert_settled(watched.verdict(f"t{number}-{turn}", wait_s=20.0))
+            assert_settled(watched.verdict(f"t{number}-{turn}", wait_s=120.0))
     assert watched.close() is True
     assert watched.recording is not None
     assert findings_of(watched.recording) == findings_of(replayed(watched, tmp_path / "again"))
@@ -195,7 +195,7 @@ def test_a_conversation_over_two_turns_keeps_one_ledger_and_replays(
         more = torch.cat([first, prompt("and again")["input_ids"]], dim=1)
         second = {"input_ids": more, "attention_mask": torch.ones_like(more)}
         last = generate(model, second, past_key_values=cache)
-    verdict = watched.verdict("talk", wait_s=20.0)
+    verdict = watched.verdict("talk", wait_s=120.0)
     assert_settled(verdict)
     assert verdict.coverage.seen_tokens == last.shape[1] - 1
     watched.close()
@@ -243,7 +243,7 @@ def test_an_interrupted_generation_still_gets_a_verdict(model: Any, tmp_path: Pa
         pytest.raises(KeyboardInterrupt),
     ):
         generate(model, prompt(), logits_processor=[Stop()])
-    assert_settled(watched.verdict("r", wait_s=20.0))
+    assert_settled(watched.verdict("r", wait_s=120.0))
     assert watched.close() is True
 
 
@@ -253,7 +253,7 @@ def test_watching_again_goes_on_and_closing_again_says_the_same(model: Any, tmp_
         with watched.watch(model, tokenizer()), watched.request(name):
             generate(model, prompt())
     for name in ("one", "two"):
-        assert_settled(watched.verdict(name, wait_s=20.0))
+        assert_settled(watched.verdict(name, wait_s=120.0))
     assert watched.close() is True
     assert watched.close() is True
     with pytest.raises(UnsupportedError, match="closed"), watched.watch(model, tokenizer()):
@@ -270,7 +270,7 @@ def test_a_model_is_not_watched_twice_at_once(model: Any, tmp_path: Path) -> Non
         pass
     with watched.watch(model, tokenizer()), watched.request("r"):
         generate(model, prompt())
-    assert_settled(watched.verdict("r", wait_s=20.0))
+    assert_settled(watched.verdict("r", wait_s=120.0))
     watched.close()
 
 
@@ -285,7 +285,7 @@ def test_two_models_one_after_another_and_at_once(model: Any, tmp_path: Path) ->
         with watched.request("fourth"):
             generate(other, prompt())
     verdicts = {
-        name: watched.verdict(name, wait_s=20.0) for name in ("first", "second", "third", "fourth")
+        name: watched.verdict(name, wait_s=120.0) for name in ("first", "second", "third", "fourth")
     }
     for verdict in verdicts.values():
         assert_settled(verdict)
@@ -317,7 +317,7 @@ def test_a_model_that_computes_nan_is_undecided_not_clean(tmp_path: Path) -> Non
         with torch.no_grad():
             decoder_block(broken, LAYER).mlp.down_proj.weight[0, 0] = torch.nan  # type: ignore[union-attr,index]
         generate(broken, prompt())
-    verdict = watched.verdict("r", wait_s=20.0)
+    verdict = watched.verdict("r", wait_s=120.0)
     assert verdict.state is VerdictState.UNDECIDED
     coverage = verdict.coverage
     assert coverage.dropped_tokens == {"bad_vector_non_finite": coverage.sampled_tokens}
@@ -330,7 +330,7 @@ def test_a_budget_of_nothing_leaves_every_request_undecided(model: Any, tmp_path
     watched = monitor(tmp_path, screen=screen)
     with watched.watch(model, tokenizer()), watched.request("r"):
         generate(model, prompt())
-    verdict = watched.verdict("r", wait_s=20.0)
+    verdict = watched.verdict("r", wait_s=120.0)
     assert verdict.state is VerdictState.UNDECIDED
     assert verdict.reasons == ("judged 0 tokens, the policy asks for 1",)
     watched.close()
@@ -340,7 +340,7 @@ def test_a_policy_that_asks_for_more_is_not_met(model: Any, tmp_path: Path) -> N
     watched = monitor(tmp_path, rules=NEVER, policy=PolicySettings(min_judged_tokens=1000))
     with watched.watch(model, tokenizer()), watched.request("r"):
         generate(model, prompt())
-    assert watched.verdict("r", wait_s=20.0).state is VerdictState.UNDECIDED
+    assert watched.verdict("r", wait_s=120.0).state is VerdictState.UNDECIDED
     watched.close()
 
 
@@ -349,7 +349,7 @@ def test_excluded_phases_balance(model: Any, tmp_path: Path) -> None:
     watched = monitor(tmp_path, rules=NEVER, capture=capture)
     with watched.watch(model, tokenizer()), watched.request("r"):
         generate(model, prompt())
-    verdict = watched.verdict("r", wait_s=20.0)
+    verdict = watched.verdict("r", wait_s=120.0)
     assert verdict.state is VerdictState.CLEAN
     assert verdict.coverage.excluded_tokens > 0
     watched.close()
@@ -390,7 +390,7 @@ def test_a_full_disk_is_counted_and_told_and_hurts_neither_generation_nor_alerts
     watched = monitor(tmp_path, screen=EVERYTHING)
     with watched.watch(model, tokenizer()), files_of_at_most(20_000), watched.request("r"):
         output = generate(model, prompt(), max_new_tokens=120, min_new_tokens=120)
-        verdict = watched.verdict("r", wait_s=30.0)
+        verdict = watched.verdict("r", wait_s=120.0)
         watched.close()
     assert torch.equal(output, plain)
     counters = watched.health.counters()
@@ -409,7 +409,7 @@ def test_a_recording_that_lost_rows_is_never_clean(model: Any, tmp_path: Path) -
         assert watched.recording is not None
         watched.recording.rename(tmp_path / "moved away")
         generate(model, prompt())
-        verdict = watched.verdict("r", wait_s=20.0)
+        verdict = watched.verdict("r", wait_s=120.0)
     assert verdict.state is VerdictState.UNDECIDED
     assert any("the recording is incomplete" in reason for reason in verdict.reasons)
     assert watched.health.counters()["record.lost_activations"] > 0
@@ -431,7 +431,7 @@ def test_an_observer_sees_every_judged_row_with_its_text(model: Any, tmp_path: P
     watched = monitor(tmp_path, observer=lambda *row: seen.append(row))
     with watched.watch(model, tokenizer()), watched.request("r"):
         output = generate(model, prompt())
-    verdict = watched.verdict("r", wait_s=20.0)
+    verdict = watched.verdict("r", wait_s=120.0)
     watched.close()
     assert len(seen) == verdict.coverage.judged_tokens
     text = tokenizer().decode(output[0])

@@ -77,7 +77,7 @@ def test_a_generation_ends_within_the_tokens_that_the_rule_allows(
     )
     with watched.watch(model, tokenizer()), watched.request(request_id="r1"):
         output = generate(model, inputs)[0]
-    verdict = watched.verdict("r1", wait_s=60.0)
+    verdict = watched.verdict("r1", wait_s=120.0)
     assert watched.close(60.0)
     assert output.equal(plain[:expected])
     assert verdict.state is VerdictState.ALERT
@@ -125,7 +125,7 @@ def test_nothing_is_stopped_and_no_argument_is_changed_unless_configured(
             output = generate(model, inputs)
     finally:
         del model._get_stopping_criteria
-    assert watched.verdict("r1", wait_s=60.0).state is VerdictState.ALERT
+    assert watched.verdict("r1", wait_s=120.0).state is VerdictState.ALERT
     assert watched.close(60.0)
     assert output.equal(plain)
     assert not any(seen)
@@ -144,5 +144,5 @@ def test_a_decoder_that_fails_stops_nothing_and_holds_nobody(model: Any, tmp_pat
     with watched.watch(model, tokenizer()), watched.request(request_id="r1"):
         output = generate(model, inputs)
     assert output.equal(plain)
-    assert watched.verdict("r1", wait_s=60.0).state is VerdictState.UNDECIDED
+    assert watched.verdict("r1", wait_s=120.0).state is VerdictState.UNDECIDED
     watched.close(60.0)

@@ -186,7 +186,7 @@ def test_a_held_generation_stops_within_the_tokens_that_the_rule_allows(
     made = behind(bench, tmp_path, hold_s=30.0)
     assert made.pipeline.brake.stops("a", 5, 2) is False  # one token behind: two are allowed
     asking = Asking(made, 6)
-    made.decoder.entered.wait(30)
+    made.decoder.entered.wait(120)
     assert asking.answer is None
     made.decoder.released.set()
     assert asking.done() is True

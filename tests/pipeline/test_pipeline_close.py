@@ -64,7 +64,7 @@ def test_what_is_left_at_the_deadline_is_counted_recorded_and_undecided(
     here.start("stuck")
     here.rows("stuck", [0, 1])
     here.finish("stuck")
-    assert here.decoder.entered.wait(20)
+    assert here.decoder.entered.wait(120)
     here.start("queued", prompt_tokens=9)
     here.rows("queued", range(9))
     here.finish("queued")
@@ -88,7 +88,7 @@ def test_a_decode_that_ends_after_the_deadline_touches_nothing(bench: Make, tmp_
     here.start("r")
     here.rows("r", [0], coordinate=0)
     here.finish("r")
-    assert here.decoder.entered.wait(20)
+    assert here.decoder.entered.wait(120)
     assert here.pipeline.close(0.0) is False
     files = {path: path.read_bytes() for path in (tmp_path / "0").iterdir()}
     counters = dict(here.health.counters())
@@ -177,7 +177,7 @@ def test_an_interrupt_in_the_middle_of_closing_leaves_it_to_be_closed_again(benc
     here.start("r")
     here.rows("r", [0])
     here.finish("r")
-    assert here.decoder.entered.wait(20)
+    assert here.decoder.entered.wait(120)
     main = threading.main_thread().ident
     interrupt = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
     interrupt.start()
@@ -200,7 +200,7 @@ def lock_held_elsewhere(lock: Any) -> Iterator[None]:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(20)
+    held.wait(120)
     try:
         yield
     finally:
@@ -232,7 +232,7 @@ def test_a_forked_child_monitors_afresh_and_leaves_its_parents_recording_alone(
     here.start("parent")
     here.rows("parent", [0])
     here.finish("parent")
-    assert here.decoder.entered.wait(20)
+    assert here.decoder.entered.wait(120)
 
     def child() -> None:
         here.decoder.released = threading.Event()

@@ -262,7 +262,7 @@ def test_rows_that_waited_too_long_expire(bench: Make) -> None:
     here.decoder.released.clear()
     here.start("other")
     here.rows("other", [0])
-    here.decoder.entered.wait(20)
+    here.decoder.entered.wait(120)
     here.start("r")
     here.rows("r", [0, 1])
     here.finish("r")
