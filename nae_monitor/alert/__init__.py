@@ -143,19 +143,10 @@ def build_sinks(
     policy = ContentPolicy(privacy)
     problems: list[Problem] = []
     sinks: dict[str, Sink] = {}
-    routes: dict[str, frozenset[str]] = {}
-    least: dict[str, Severity] = {}
-    numbers: Counter[str] = Counter()
-    for index, one in enumerate(settings.sinks):
-        numbers[one.kind] += 1
-        name = one.kind if numbers[one.kind] == 1 else f"{one.kind}#{numbers[one.kind]}"
-        where = Mark(f"alert.sinks[{index}].{one.kind}")
+    named = _named(settings)
+    for name, (where, one) in named.items():
         found = _check(one, where)
         problems += found
-        if wanted := _routes_of(one):
-            routes[name] = frozenset(wanted)
-        own = one.options.min_severity if one.options is not None else None
-        least[name] = Severity(own or settings.min_severity)
         if not found:
             try:
                 sinks[name] = _build(one, policy, health, name, console)
@@ -163,7 +154,9 @@ def build_sinks(
                 mend = "name an SQLite file in a directory this user may write"
                 problems.append(Problem(where, f"the outbox cannot be opened: {error}", mend))
     problems += _none_takes_all(settings)
-    built = Sinks(sinks, health, routes, least)
+    routes = {name: frozenset(_routes_of(one)) for name, (_, one) in named.items()}
+    least = {name: _least_of(one, settings) for name, (_, one) in named.items()}
+    built = Sinks(sinks, health, {n: wanted for n, wanted in routes.items() if wanted}, least)
     if problems:
         built.close(1.0)
         raise ConfigurationError(problems)
@@ -171,6 +164,22 @@ def build_sinks(
         if isinstance(sink, OtelSink):
             sink.observe(built.stats)
     return built
+
+
+def _named(settings: AlertSettings) -> dict[str, tuple[Mark, SinkSettings]]:
+    """Each sink by a name of its own: its kind, and a number from the second of a kind on."""
+    numbers: Counter[str] = Counter()
+    named: dict[str, tuple[Mark, SinkSettings]] = {}
+    for index, one in enumerate(settings.sinks):
+        numbers[one.kind] += 1
+        name = one.kind if numbers[one.kind] == 1 else f"{one.kind}#{numbers[one.kind]}"
+        named[name] = Mark(f"alert.sinks[{index}].{one.kind}"), one
+    return named
+
+
+def _least_of(one: SinkSettings, settings: AlertSettings) -> Severity:
+    own = one.options.min_severity if one.options is not None else None
+    return Severity(own or settings.min_severity)
 
 
 def _routes_of(one: SinkSettings) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "tokens.": ("nae.tokens", "nae.stage", "Tokens by the stage they reached"),
     "dropped.": ("nae.tokens.dropped", "nae.reason", "Tokens dropped by reason"),
     "failed.": ("nae.failures", "nae.component", "Failures kept away from the host"),
+    "actions.": ("nae.actions", "nae.outcome", "Rules' actions by kind and what came of them"),
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
 }
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
 
-from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.decode import Decoder
 from nae_monitor.detect import RuleSet
 from nae_monitor.health import Health
-from nae_monitor.pipeline.acting import Acting
-from nae_monitor.pipeline.blindness import Blindness
-from nae_monitor.pipeline.brake import Brake
-from nae_monitor.pipeline.decoding import DecodeStage
-from nae_monitor.pipeline.gate import Gate
-from nae_monitor.pipeline.outcomes import Emitter, Outcomes
+from nae_monitor.pipeline.assembly import (
+    Given,
+    Shared,
+    build_outcomes,
+    build_serving,
+    build_worker,
+)
 from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer, OnDecision
-from nae_monitor.pipeline.recorder import Recorder
-from nae_monitor.pipeline.requests import Requests
-from nae_monitor.pipeline.serving import Listener, ServingSide
+from nae_monitor.pipeline.serving import Listener
 from nae_monitor.pipeline.turn import Ended, Row
-from nae_monitor.pipeline.worker import Worker
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import Verdict
 from nae_monitor.screen import Screen
@@ -34,7 +30,6 @@ from nae_monitor.token_text import TokenText
 SHUT_WAIT_S = 1.0  # for one write to the disk that is under way at the deadline
 
 _ALIVE: weakref.WeakSet[Pipeline] = weakref.WeakSet()
-_SEQUENCE = itertools.count()  # of alerts in this process, the monitor's own included
 
 
 class Pipeline:
@@ -75,62 +70,29 @@ class Pipeline:
         rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
         on_decision: OnDecision | None = None,
     ) -> None:
-        emit = Emitter(sinks, health, clock)
-        self._health = health
-        self._queue: ByteQueue[Row | Ended] = ByteQueue(settings.capture.queue_bytes)
-        self._gate = Gate()
-        self._requests = Requests(health, settings.policy)
-        self._blindness = Blindness(
-            health,
-            clock,
-            model=settings.target.model,
-            nla_id=decoder.nla_id,
-            sequence=_SEQUENCE,
-            emit=emit,
-        )
-        self.brake = Brake(settings.actions, health, self._requests, rules, clock)
-        recorder = Recorder(open_recorder, settings, health, self._blindness, clock)
-        self._outcomes = Outcomes(
-            health,
-            self._requests,
-            recorder,
-            emit,
-            nla_id=decoder.nla_id,
-            sequence=_SEQUENCE,
-            rules=rules,
-            acting=Acting(
-                settings.actions,
-                health,
-                brake=self.brake,
-                screen=screen,
-                recorder=recorder,
-                on_decision=on_decision,
-            ),
-            brake=self.brake,
-        )
-        self._worker = Worker(
-            health,
-            queue=self._queue,
-            gate=self._gate,
-            decoding=DecodeStage(decoder, health, self._blindness, clock, settings.screen.expire_s),
-            judge=judge,
-            outcomes=self._outcomes,
-            blindness=self._blindness,
-            observer=observer,
-            batch_size=settings.nla.batch_size,
-            clock=clock,
-        )
-        self._serving = ServingSide(
-            settings.capture,
-            health,
+        given = Given(
+            settings=settings,
+            health=health,
             screen=screen,
-            requests=self._requests,
-            queue=self._queue,
-            blindness=self._blindness,
+            decoder=decoder,
+            judge=judge,
+            sinks=sinks,
+            open_recorder=open_recorder,
+            observer=observer,
             clock=clock,
-            start_worker=self._start_worker,
-            brake=self.brake,
+            rules=rules,
+            on_decision=on_decision,
         )
+        shared = Shared(given)
+        self._health = health
+        self._queue = shared.queue
+        self._gate = shared.gate
+        self._requests = shared.requests
+        self._blindness = shared.blindness
+        self.brake = shared.brake
+        self._outcomes = build_outcomes(given, shared)
+        self._worker = build_worker(given, shared, self._outcomes)
+        self._serving = build_serving(given, shared, self._start_worker)
         self._result: bool | None = None  # of close; None: open
         self._thread: threading.Thread | None = None
         self._renew_locks()
