@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from nae_monitor.calibration import calibration_for, warn_of_unknown_percentiles
 from nae_monitor.decode import Decoder, Nla, load_nla, open_ar, open_av
-from nae_monitor.detect import (
-    CALIBRATION_FILE,
-    Calibration,
-    Judge,
-    LiveRules,
-    RuleSet,
-    load_rules,
-    read_calibration,
-)
+from nae_monitor.detect import Calibration, Judge, LiveRules, RuleSet, load_rules
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.models import load_encoder, resolve_nla, resolve_target
@@ -58,9 +51,10 @@ def load_parts(settings: Settings, health: Health) -> Parts:
     if rules is not None and decoder is not None:
         layer = decoder.layer
         problems += rules.unfit_for(model, layer)
-        calibration = collect(problems, lambda: _calibration(settings, decoder.nla_id))
+        calibration = collect(problems, lambda: calibration_for(settings, decoder.nla_id))
     if rules is None or decoder is None or problems:
         raise ConfigurationError(problems)
+    warn_of_unknown_percentiles(rules, calibration)
     live: LiveRules | None = None
     if settings.detect.reload_s is not None:
 
@@ -79,20 +73,6 @@ def load_parts(settings: Settings, health: Health) -> Parts:
         )
     judge = Judge(rules, encoder, health, calibration=calibration, reconstructor=decoder)
     return Parts(decoder, rules, judge, live)
-
-
-def _calibration(settings: Settings, nla_id: str) -> Calibration | None:
-    """The set that the configuration names, or that the reconstructor's directory holds."""
-    named = settings.detect.calibration
-    place = Path(named) if named else resolve_nla(settings.nla.ar) / CALIBRATION_FILE
-    if not named and not place.is_file():
-        return None
-    found = read_calibration(place)
-    if found.nla_id != nla_id:
-        message = f"is the calibration set of {found.nla_id!r}, not of {nla_id!r}"
-        mend = "measure one with this pair, or leave it out"
-        raise ConfigurationError([Problem(Mark(str(place)), message, mend)])
-    return found
 
 
 def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Nla | None:

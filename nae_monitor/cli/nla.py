@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nae_monitor.cli.configuration import JsonOption
+from nae_monitor.cli.nla_calibrate import calibrate
 from nae_monitor.cli.nla_export import export
 from nae_monitor.cli.nla_inspect import inspect
 from nae_monitor.cli.nla_train import evaluate, train
@@ -26,6 +27,7 @@ nla_app = typer.Typer(no_args_is_help=True, help="The Natural Language Autoencod
 nla_app.command()(train)
 nla_app.command()(evaluate)
 nla_app.command()(export)
+nla_app.command()(calibrate)
 nla_app.command()(inspect)
 
 

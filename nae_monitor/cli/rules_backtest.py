@@ -16,6 +16,8 @@ from nae_monitor.cli.rules_corpus import samples_at
 from nae_monitor.cli.terminal import errors, json_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nae_monitor.detect import RuleSet
     from nae_monitor.detect.tools.journal import Journal
 
@@ -48,6 +50,7 @@ def backtest(
     name: options.NameOption = None,
     models: options.ModelsOption = True,
     encoder: options.EncoderOption = options.DEFAULT_ENCODER,
+    calibration: options.CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a corpus and print rates per 1,000 decodings and requests, with 95 % intervals.
@@ -66,13 +69,18 @@ def backtest(
     if not corpus:
         raise typer.BadParameter("name a corpus: --corpus DIR or FILE")
     chosen, model = options.rules_and_encoder(paths, name, models, encoder, members=True)
+    scale, pair = options.calibration_of(calibration)
     wanted = read_expectations(expect, [rule.name for rule in chosen.every]) if expect else None
-    kept = nullcontext() if resume is None else _journal(resume, chosen, encoder if models else "")
+    depends_on = {
+        "encoder": encoder if models else "",
+        "calibration": scale.digest if scale else "",
+    }
+    kept = nullcontext() if resume is None else _journal(resume, chosen, depends_on)
     with kept as journal, Progress(console=errors(), transient=True) as bar:
         task = bar.add_task("samples", total=None)
         found = run(
-            Judge(chosen, model),
-            samples_at(corpus),
+            Judge(chosen, model, calibration=scale),
+            samples_at(corpus, pair),
             wanted,
             lambda done: bar.update(task, completed=done),
             journal,
@@ -87,9 +95,9 @@ def backtest(
         raise typer.Exit(1)
 
 
-def _journal(path: Path, rules: RuleSet, encoder: str) -> Journal:
+def _journal(path: Path, rules: RuleSet, others: Mapping[str, str]) -> Journal:
     from nae_monitor.detect.tools.journal import Journal
     from nae_monitor.version import __version__
 
-    depends_on = {"rules": rules.fingerprint, "encoder": encoder, "version": __version__}
+    depends_on = {"rules": rules.fingerprint, "version": __version__, **others}
     return Journal(path, depends_on)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 PIECE_BYTES = 64 * 1024 * 1024
 
 
-def samples_at(paths: Sequence[Path]) -> Iterator[Sample]:
+def samples_at(paths: Sequence[Path], nla_id: str = "") -> Iterator[Sample]:
     """Every sample of recordings (directories with a manifest, or of such) and of text files.
 
     A recording's sample is named ``request:position``; rows without a readable decoding are left
-    out.
+    out. ``nla_id`` is the pair of decodes in text files that name none.
 
     Raises:
         RecordingError: a damaged recording.
@@ -28,7 +28,7 @@ def samples_at(paths: Sequence[Path]) -> Iterator[Sample]:
         if _is_recording(path):
             yield from _recorded(path)
         else:
-            yield from read_corpus([path])
+            yield from read_corpus([path], nla_id)
 
 
 def _is_recording(path: Path) -> bool:

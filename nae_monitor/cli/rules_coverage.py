@@ -23,6 +23,7 @@ def coverage(
     strict: Annotated[bool, typer.Option(help="Exit 1 where a category has no rule, too.")] = False,
     models: options.ModelsOption = True,
     encoder: options.EncoderOption = options.DEFAULT_ENCODER,
+    calibration: options.CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold the rules against the taxonomy of risks, and list what wants care.
@@ -37,7 +38,9 @@ def coverage(
     chosen, model = options.rules_and_encoder(paths, None, models, encoder)
     fired = None
     if corpus:
-        tallies = backtest(Judge(chosen, model), samples_at(corpus)).tallies
+        scale, pair = options.calibration_of(calibration)
+        judge = Judge(chosen, model, calibration=scale)
+        tallies = backtest(judge, samples_at(corpus, pair)).tallies
         fired = {name: tally.rate for name, tally in tallies.items()}
     today = datetime.datetime.now(datetime.UTC).date()
     found = inventory(chosen, model, today, fired)

@@ -12,9 +12,11 @@ from nae_monitor.cli.configuration import JsonOption
 from nae_monitor.cli.rules_corpus import samples_at
 from nae_monitor.cli.rules_options import (
     DEFAULT_ENCODER,
+    CalibrationOption,
     CorpusOption,
     EncoderOption,
     ModelsOption,
+    calibration_of,
     encoder_or_none,
 )
 from nae_monitor.cli.terminal import json_line, output, printable
@@ -32,6 +34,7 @@ def diff(
     corpus: CorpusOption = None,
     models: ModelsOption = True,
     encoder: EncoderOption = DEFAULT_ENCODER,
+    calibration: CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare rule sets by rule id; with --corpus also what each finds in it.
@@ -46,7 +49,9 @@ def diff(
     verdicts: list[VerdictChange] = []
     if corpus:
         model = encoder_or_none(models, encoder)
-        verdicts = verdict_changes(Judge(before, model), Judge(after, model), samples_at(corpus))
+        scale, pair = calibration_of(calibration)
+        was, now = (Judge(rules, model, calibration=scale) for rules in (before, after))
+        verdicts = verdict_changes(was, now, samples_at(corpus, pair))
     if as_json:
         json_line(_as_json(changes, verdicts if corpus else None))
     else:

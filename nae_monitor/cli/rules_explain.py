@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from nae_monitor.cli.terminal import json_line, output
 from nae_monitor.errors import InputDataError
 
 if TYPE_CHECKING:
-    from nae_monitor.detect import AggregationRule, Encoder, Rule, RuleSet
+    from nae_monitor.detect import AggregationRule, Calibration, Encoder, Rule, RuleSet
     from nae_monitor.detect.tools.alerting import Alerted
     from nae_monitor.detect.tools.corpus import Sample
     from nae_monitor.detect.tools.explain import Explanation, Step
@@ -51,6 +52,7 @@ def explain(
     rules: options.RulesOption = None,
     models: options.ModelsOption = True,
     encoder: options.EncoderOption = options.DEFAULT_ENCODER,
+    calibration: options.CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show every part of a rule's condition with its answer and what it found where.
@@ -63,15 +65,25 @@ def explain(
     loaded = load_rules(options.rules_at(rules))
     chosen = options.rule_named(loaded.every, rule)
     model = options.encoder_or_none(models and _needs_encoder(loaded, chosen), encoder)
+    means = _Means(model, *options.calibration_of(calibration))
     fields = {"prompt": prompt, "output": reply, "fve": 1.0 if fve is None else fve}
     if unscored:
         fields["fve"] = None
     if isinstance(chosen, AggregationRule):
-        matched = _explain_windows(loaded, chosen, model, text, fields, as_json)
+        matched = _explain_windows(loaded, chosen, means, text, fields, as_json)
     else:
-        matched = _explain_row(chosen, model, text, fields, as_json)
+        matched = _explain_row(chosen, means, text, fields, as_json)
     if not matched:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Means:
+    """What a rule is judged with besides its text."""
+
+    encoder: Encoder | None
+    calibration: Calibration | None
+    pair: str  # of decodes that name none
 
 
 def _needs_encoder(rules: RuleSet, chosen: Rule | AggregationRule) -> bool:
@@ -81,20 +93,22 @@ def _needs_encoder(rules: RuleSet, chosen: Rule | AggregationRule) -> bool:
 
 
 def _explain_row(
-    rule: Rule, model: Encoder | None, text: str, fields: dict[str, Any], as_json: bool
+    rule: Rule, means: _Means, text: str, fields: dict[str, Any], as_json: bool
 ) -> bool:
     from nae_monitor.detect.tools.alerting import alert_among
     from nae_monitor.detect.tools.explain import explain as run
 
     alerted: Alerted | None = None
     if text.startswith("@"):
-        sample = _recorded(rule, text[1:], model)
+        sample = _recorded(rule, text[1:], means)
         if rule.suppress is not None:
             directory = Path(text[1:].partition("#")[0])
-            alerted = alert_among(rule, sample, samples_at([directory]), model)
+            others = samples_at([directory], means.pair)
+            alerted = alert_among(rule, sample, others, means.encoder, means.calibration)
     else:
-        sample = _written(_in_scope(rule), text, fields)
-    found = run(rule, sample, model, datetime.datetime.now(datetime.UTC).date())
+        sample = _written(_in_scope(rule) | {"nla_id": means.pair}, text, fields)
+    today = datetime.datetime.now(datetime.UTC).date()
+    found = run(rule, sample, means.encoder, today, means.calibration)
     suppression = fate_line(rule.suppress, alerted)
     if as_json:
         fate = None if alerted is None else alerted.fate
@@ -109,7 +123,7 @@ def _explain_row(
 def _explain_windows(
     rules: RuleSet,
     rule: AggregationRule,
-    model: Encoder | None,
+    means: _Means,
     text: str,
     fields: dict[str, Any],
     as_json: bool,
@@ -119,10 +133,10 @@ def _explain_windows(
     wanted = ""
     if text.startswith("@"):
         directory, _, wanted = text[1:].partition("#")
-        samples = samples_at([Path(directory)])
+        samples = samples_at([Path(directory)], means.pair)
     else:
-        samples = iter([_written({}, text, fields)])
-    found = explain_aggregation(rules, rule, samples, model, wanted)
+        samples = iter([_written({"nla_id": means.pair}, text, fields)])
+    found = explain_aggregation(rules, rule, samples, means.encoder, wanted, means.calibration)
     if as_json:
         json_line(windows_as_json(found))
     else:
@@ -149,18 +163,19 @@ def _in_scope(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _recorded(rule: Rule, place: str, encoder: Encoder | None) -> Sample:
+def _recorded(rule: Rule, place: str, means: _Means) -> Sample:
     """The row at ``DIR#REQUEST:POSITION``; without a place the first match, else the first row."""
     from nae_monitor.detect.tools.explain import explain as run
 
     directory, _, wanted = place.partition("#")
     first: Sample | None = None
-    for sample in samples_at([Path(directory)]):
+    for sample in samples_at([Path(directory)], means.pair):
         if wanted and sample.id == wanted:
             return sample
         if not wanted:
             first = first or sample
-            if run(rule, sample, encoder).outcome == "match":
+            found = run(rule, sample, means.encoder, calibration=means.calibration)
+            if found.outcome == "match":
                 return sample
     if first is None:
         raise InputDataError(f"{directory}: holds no readable decoding {wanted}".rstrip())

@@ -32,6 +32,7 @@ def tune(
     most: Annotated[int, typer.Option("--most", min=1, help="Proposals shown.")] = 8,
     models: options.ModelsOption = True,
     encoder: options.EncoderOption = options.DEFAULT_ENCODER,
+    calibration: options.CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Propose thresholds, negatives, gates, exceptions and removals; nothing is written.
@@ -46,7 +47,9 @@ def tune(
     loaded = load_rules(options.rules_at(rules))
     chosen = options.rule_named(loaded.rules, rule)
     model = options.encoder_or_none(models and bool(chosen.semantic_selections()), encoder)
-    found = run(chosen, samples_at(wrong), samples_at(right), model)
+    scale, pair = options.calibration_of(calibration)
+    samples = samples_at(wrong, pair), samples_at(right, pair)
+    found = run(chosen, *samples, model, calibration=scale)
     if as_json:
         json_line(_as_json(found))
     else:

@@ -6,6 +6,7 @@ same pair carries over. The set is a JSON file: the pair's name, the metric, and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from bisect import bisect_right
@@ -46,13 +47,23 @@ class Calibration:
             raise ValueError("a value is not finite")
         return cls(nla_id, metric, ordered)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the pair, the metric and the values."""
+        said = json.dumps([self.nla_id, self.metric, self.values])
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def percentile(self, decoding: Decoding) -> float | None:
         """The share of the set that is no better, 0..100.
 
         None: the decode was not scored, or is another pair's.
         """
         figure: float | None = getattr(decoding, self.metric)
-        if figure is None or not math.isfinite(figure) or decoding.nla_id != self.nla_id:
+        return self.percentile_of(figure) if decoding.nla_id == self.nla_id else None
+
+    def percentile_of(self, figure: float | None) -> float | None:
+        """As :meth:`percentile`, of a figure of the set's metric and pair."""
+        if figure is None or not math.isfinite(figure):
             return None
         return round(100 * bisect_right(self.values, figure) / len(self.values), 4)
 
@@ -74,6 +85,16 @@ def read_calibration(path: Path) -> Calibration:
     except (ValueError, TypeError, RecursionError) as error:  # JSON and Unicode faults are values
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise _refusal(path, f"is no calibration set: {why[:200]}") from error
+
+
+def shipped_calibration(reconstructor: Path) -> Calibration | None:
+    """The set in a reconstructor's directory; None where it ships none.
+
+    Raises:
+        ConfigurationError: what lies there is no calibration set.
+    """
+    place = reconstructor / FILE_NAME
+    return read_calibration(place) if place.is_file() else None
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -98,5 +119,5 @@ def _calibration(value: Any) -> Calibration:
 
 
 def _refusal(path: Path, message: str) -> ConfigurationError:
-    mend = "write it with nae_monitor.detect.write_calibration, or leave it out"
+    mend = "write it with `nae-monitor nla calibrate`, or leave it out"
     return ConfigurationError([Problem(Mark(str(path)), message, mend)])

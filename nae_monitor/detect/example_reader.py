@@ -41,6 +41,7 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
         request=_request(reader),
         fidelity=_figure(reader, "fve", (-1e6, 1.0), FULL_FIDELITY),
         percentile=_figure(reader, "percentile", (0.0, 100.0), 100.0),
+        gives_percentile=reader.has("percentile"),
         support=_figure(reader, "support", (-2.0, 2.0), math.inf),
         scores=_scores(reader, selections),
         expect_match=state is FindingState.MATCH,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nae_monitor.detect.aggregation_tests import fault_of, response_fault
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.engine import semantic_answerer
 from nae_monitor.detect.evaluation import SemanticAnswerer, evaluate_rule, rate
 from nae_monitor.detect.packs import RuleSet
@@ -29,23 +30,36 @@ class TestResult:
     message: str = ""
 
 
-def run_inline_tests(rule_set: RuleSet, encoder: Encoder | None = None) -> list[TestResult]:
+def run_inline_tests(
+    rule_set: RuleSet, encoder: Encoder | None = None, calibration: Calibration | None = None
+) -> list[TestResult]:
     """Run every example of every rule, disabled rules included; scope is not applied.
 
     Without an encoder, a test whose answer hangs on a semantic selection it gives no score for is
-    skipped, not passed.
+    skipped, not passed. A test that gives no percentile is judged at 100, or, with a calibration
+    set of FVE values, at that of its FVE.
 
     Raises:
         ConfigurationError: the encoder fails on the rules' own exemplars.
     """
     semantic = semantic_answerer(rule_set.rules, encoder, Health())
-    results = [_run(rule, test, semantic) for rule in rule_set.rules for test in rule.tests]
+    results = [
+        _run(rule, _calibrated(test, calibration), semantic)
+        for rule in rule_set.rules
+        for test in rule.tests
+    ]
     for aggregation in rule_set.aggregations:
         for example in aggregation.tests:
             fault = fault_of(aggregation, example)
             outcome: Literal["passed", "failed"] = "failed" if fault else "passed"
             results.append(TestResult(aggregation.name, example.name, outcome, fault))
     return results
+
+
+def _calibrated(test: InlineTest, calibration: Calibration | None) -> InlineTest:
+    if calibration is None or calibration.metric != "fve" or test.gives_percentile:
+        return test
+    return replace(test, percentile=calibration.percentile_of(test.fidelity))
 
 
 def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult:

@@ -140,6 +140,7 @@ class InlineTest:
     expect_routes: frozenset[str] | None = None  # of the alert; None: not asked
     expect_suppressed: int | None = None  # of alerts at ``times_s``, how many are held back
     percentile: float | None = 100.0  # None: unknown
+    gives_percentile: bool = False  # else a calibration set, where there is one, tells it
     support: float | None = math.inf  # None: it could not be measured
     times_s: tuple[float, ...] = (0.0,)  # when the example happens, in one request
 

@@ -60,3 +60,15 @@ def verify_checksums(directory: Path) -> None:
             raise model_error(listed, "is missing but listed in SHA256SUMS", "restore it")
         if sha256_file(listed) != match[1]:
             raise model_error(listed, "does not match its checksum in SHA256SUMS", "restore it")
+
+
+def list_in_checksums(file: Path) -> None:
+    """Write the checksum of ``file`` into its directory's SHA256SUMS, where there is one."""
+    sums = file.parent / CHECKSUMS
+    if not sums.is_file():
+        return
+    lines = sums.read_text(encoding="utf-8").splitlines()
+    others = [line for line in lines if line.split(maxsplit=1)[1:] != [file.name]]
+    others.append(f"{sha256_file(file)}  {file.name}")
+    ordered = sorted(others, key=lambda line: line.split(maxsplit=1)[1:])
+    sums.write_text("\n".join(ordered) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nae_monitor.cli.checks.calibration import calibration
 from nae_monitor.cli.checks.check import Check, problem_check, problem_checks
 from nae_monitor.cli.network import unreachable
 from nae_monitor.decode import open_pair
@@ -90,7 +91,8 @@ def _pair(settings: Settings, fetch: bool) -> list[Check]:
     except ConfigurationError as error:
         return _failed("nla", error)
     what = f"{av.contract.nla_id}: layer {ar.contract.layer}, width {ar.contract.d_model}"
-    return [Check("nla", "ok", f"{what}, {_reference(ar.reference is not None)}")]
+    check = Check("nla", "ok", f"{what}, {_reference(ar.reference is not None)}")
+    return [check, *calibration(settings, av.contract.nla_id)]
 
 
 def _reference(known: bool) -> str:

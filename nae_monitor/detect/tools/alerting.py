@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.packs import RuleSet
 from nae_monitor.detect.response import Suppression
@@ -144,7 +145,11 @@ def _alert(turn: _Turn, fold: _Fold) -> Alert:
 
 
 def alert_among(
-    rule: Rule, sample: Sample, others: Iterable[Sample], encoder: Encoder | None = None
+    rule: Rule,
+    sample: Sample,
+    others: Iterable[Sample],
+    encoder: Encoder | None = None,
+    calibration: Calibration | None = None,
 ) -> Alerted | None:
     """The alert that a sample's turn leads to, among those of the samples it was recorded with.
 
@@ -154,7 +159,7 @@ def alert_among(
         ConfigurationError: the encoder fails on the rule's own exemplars.
     """
     own = RuleSet.of([rule])
-    judge, alerting = Judge(own, encoder), Alerting()
+    judge, alerting = Judge(own, encoder, calibration=calibration), Alerting()
     for other in others:
         activation = other.activation
         alerting.saw(activation)

@@ -32,7 +32,10 @@ SUFFIXES = (".txt", ".jsonl")
 MAX_LINE_BYTES = 4 * 1024 * 1024
 PAST_THE_START = 1_000  # position of the first text: past every rule's min_token_index
 MAX_TIME_UNIX_S = 2**33
-_TEXTS = ("id", "request_id", "prompt", "output", "token", "model", "explanation", "phase")
+_TEXTS = (
+    *("id", "request_id", "prompt", "output", "token"),
+    *("model", "explanation", "phase", "nla_id"),
+)
 _NUMBERS = ("fve", "cosine")
 _INTEGERS = ("position", "layer")
 _KEYS = (*_TEXTS, *_NUMBERS, *_INTEGERS, "time_unix_s", "request", "expect")
@@ -49,8 +52,10 @@ class Sample:
     expected: frozenset[str] | None = None
 
 
-def read_corpus(paths: Iterable[Path]) -> Iterator[Sample]:
+def read_corpus(paths: Iterable[Path], nla_id: str = "") -> Iterator[Sample]:
     """Every sample of text and JSONL files, and of directories of them.
+
+    ``nla_id`` is the pair of the decodes that name none.
 
     Raises:
         InputDataError: a file that is not there or not of its kind; names the line.
@@ -60,10 +65,10 @@ def read_corpus(paths: Iterable[Path]) -> Iterator[Sample]:
         if path.is_dir() and not files:
             raise InputDataError(f"{path}: holds no .txt or .jsonl file")
         for file in files or [path]:
-            yield from _samples(file)
+            yield from _samples(file, nla_id)
 
 
-def _samples(file: Path) -> Iterator[Sample]:
+def _samples(file: Path, nla_id: str) -> Iterator[Sample]:
     if file.suffix not in SUFFIXES:
         raise InputDataError(f"{file}: a corpus is a .txt or .jsonl file, or a recording")
     try:
@@ -75,13 +80,13 @@ def _samples(file: Path) -> Iterator[Sample]:
                 if len(line) > MAX_LINE_BYTES:
                     raise InputDataError(f"{where}: longer than {MAX_LINE_BYTES} bytes")
                 if line.strip():
-                    place = PAST_THE_START + number - 1
-                    yield _sample(line, where, file.suffix == ".jsonl", place)
+                    known = {"position": PAST_THE_START + number - 1, "nla_id": nla_id}
+                    yield _sample(line, where, file.suffix == ".jsonl", known)
     except OSError as error:
         raise InputDataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _sample(line: bytes, where: str, is_json: bool, place: int) -> Sample:
+def _sample(line: bytes, where: str, is_json: bool, known: dict[str, Any]) -> Sample:
     try:
         text = line.decode("utf-8").strip()
         value = json.loads(text) if is_json else {"explanation": text}
@@ -90,7 +95,7 @@ def _sample(line: bytes, where: str, is_json: bool, place: int) -> Sample:
     if not isinstance(value, dict):
         raise InputDataError(f"{where}: is not a JSON object")
     _check(value, where)
-    return sample_of({"position": place, **value}, where)
+    return sample_of(known | value, where)
 
 
 def _check(value: dict[str, Any], where: str) -> None:
@@ -145,7 +150,8 @@ def sample_of(value: dict[str, Any], name: str) -> Sample:
         captured_unix_ns=round(value.get("time_unix_s", 0) * 1_000_000_000),
     )
     fve, cosine = value.get("fve", 1.0), value.get("cosine", 1.0)
-    decoding = Decoding(value["explanation"], True, cosine, fve, None, 0, "", 0, 0.0)
+    nla_id = value.get("nla_id", "")
+    decoding = Decoding(value["explanation"], True, cosine, fve, None, 0, nla_id, 0, 0.0)
     transcript = Transcript(value.get("prompt", ""), value.get("output", ""))
     expected = value.get("expect")
     return Sample(

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.conditions import And, Count, Expression, Name, Not, Or, evaluate
 from nae_monitor.detect.engine import semantic_answerer
 from nae_monitor.detect.evaluation import Answer, rate
@@ -69,7 +70,11 @@ class Explanation:
 
 
 def explain(
-    rule: Rule, sample: Sample, encoder: Encoder | None = None, day: datetime.date | None = None
+    rule: Rule,
+    sample: Sample,
+    encoder: Encoder | None = None,
+    day: datetime.date | None = None,
+    calibration: Calibration | None = None,
 ) -> Explanation:
     """Ask every selection of ``rule``, without the engine's short cuts.
 
@@ -78,11 +83,13 @@ def explain(
         sample: the decoding and what is known around it.
         encoder: for semantic selections; without one they are unknown.
         day: decides which exceptions have expired; None: none has.
+        calibration: for percentiles; without one they are unknown.
 
     Raises:
         ConfigurationError: the encoder fails on the rule's own exemplars.
     """
-    subject = Subject.of(sample.activation, sample.decoding, sample.transcript)
+    percentile = None if calibration is None else calibration.percentile(sample.decoding)
+    subject = Subject.of(sample.activation, sample.decoding, sample.transcript, percentile)
     views = Views(subject)
     answers = all_answers(rule, views, semantic_answerer([rule], encoder, Health()))
     truths = {name: answer.matched for name, answer in answers.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nae_monitor.detect.aggregation import AggregationRule, Answer, counts, judge_window
 from nae_monitor.detect.aggregation import Sample as Row
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.correlation import group_of
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.packs import RuleSet
@@ -66,6 +67,7 @@ def explain_aggregation(
     samples: Iterable[Sample],
     encoder: Encoder | None = None,
     wanted: str = "",
+    calibration: Calibration | None = None,
 ) -> AggregationExplanation:
     """Judge the samples by the rules it counts, and lay its windows open.
 
@@ -75,13 +77,15 @@ def explain_aggregation(
         samples: the corpus.
         encoder: for semantic selections; without one they are unknown.
         wanted: ``REQUEST`` or ``REQUEST:POSITION``, to look at its windows only; "": at all.
+        calibration: for percentiles; without one they are unknown.
 
     Raises:
         ConfigurationError: the encoder fails on the rules' own exemplars.
     """
     names = {*rule.rules, *rule.absent}
     own = RuleSet.of([r for r in rules.rules if r.name in names], [rule])
-    judge, windows, alerting = Judge(own, encoder), CorpusWindows(own), Alerting()
+    judge = Judge(own, encoder, calibration=calibration)
+    windows, alerting = CorpusWindows(own), Alerting()
     rows: list[Row] = []
     requests: dict[str, Request] = {}
     found: list[Finding] = []

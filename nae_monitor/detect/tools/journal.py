@@ -154,7 +154,7 @@ def digest_of(sample: Sample) -> str:
         (request.session_id, request.tenant, sorted(request.attributes.items())),
         (activation.position, activation.token, activation.phase.value, activation.layer),
         (activation.captured_unix_ns, sorted(activation.scores.items())),
-        (decoding.text, decoding.fve, decoding.cosine, decoding.support),
+        (decoding.text, decoding.fve, decoding.cosine, decoding.support, decoding.nla_id),
         (transcript.prompt, transcript.output),
     )
     digest = hashlib.blake2b(json.dumps(seen).encode("ascii"), digest_size=8)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.engine import Judge, semantic_answerer
 from nae_monitor.detect.inline_tests import run_inline_tests
 from nae_monitor.detect.packs import RuleSet
@@ -58,6 +59,7 @@ def tune(
     right: Iterable[Sample],
     encoder: Encoder | None = None,
     today: datetime.date | None = None,
+    calibration: Calibration | None = None,
 ) -> Tuning:
     """Look for changes.
 
@@ -67,15 +69,16 @@ def tune(
         right: samples that should.
         encoder: for semantic selections; without one they are unknown.
         today: proposed exceptions expire 90 days on.
+        calibration: for percentiles; without one they are unknown.
 
     Raises:
         ConfigurationError: the encoder fails on the rule's own exemplars.
     """
     cached = None if encoder is None else CachedEncoder(encoder)
-    trial = _Trial(list(wrong), list(right), cached)
+    trial = _Trial(list(wrong), list(right), cached, calibration)
     wrong_now, right_now = trial.matching(rule)
-    seen = [_seen(rule, trial.wrong[i], cached) for i in sorted(wrong_now)]
-    kept = [_seen(rule, trial.right[i], cached) for i in sorted(right_now)]
+    seen = [trial.seen(rule, trial.wrong[i]) for i in sorted(wrong_now)]
+    kept = [trial.seen(rule, trial.right[i]) for i in sorted(right_now)]
     day = today or datetime.datetime.now(datetime.UTC).date()
     trial.begin(rule, wrong_now, right_now)
     tried: list[tuple[Candidate, frozenset[int]]] = []
@@ -95,17 +98,18 @@ def tune(
     )
 
 
-def _seen(rule: Rule, sample: Sample, encoder: Encoder | None) -> Seen:
-    views = Views(Subject.of(sample.activation, sample.decoding, sample.transcript))
-    return Seen(sample, all_answers(rule, views, semantic_answerer([rule], encoder, Health())))
-
-
 class _Trial:
     """Judges changed rules over the samples."""
 
-    def __init__(self, wrong: list[Sample], right: list[Sample], encoder: Encoder | None) -> None:
+    def __init__(
+        self,
+        wrong: list[Sample],
+        right: list[Sample],
+        encoder: Encoder | None,
+        calibration: Calibration | None,
+    ) -> None:
         self.wrong, self.right = wrong, right
-        self._encoder = encoder
+        self._encoder, self._calibration = encoder, calibration
         self._keep: frozenset[int] = frozenset()
         self._failing: frozenset[str] = frozenset()
 
@@ -113,14 +117,25 @@ class _Trial:
         self._keep = right_now
         self._failing = self._failing_tests(rule) if wrong_now else frozenset()
 
+    def seen(self, rule: Rule, sample: Sample) -> Seen:
+        known = self._calibration
+        percentile = None if known is None else known.percentile(sample.decoding)
+        given = sample.activation, sample.decoding, sample.transcript
+        semantic = semantic_answerer([rule], self._encoder, Health())
+        return Seen(sample, all_answers(rule, Views(Subject.of(*given, percentile)), semantic))
+
+    def _judge(self, rule: Rule) -> Judge:
+        only = RuleSet.of([_enabled(rule)])
+        return Judge(only, self._encoder, calibration=self._calibration)
+
     def matching(self, rule: Rule) -> tuple[frozenset[int], frozenset[int]]:
-        judge = Judge(RuleSet.of([_enabled(rule)]), self._encoder)
+        judge = self._judge(rule)
         return _matching(judge, self.wrong), _matching(judge, self.right)
 
     def takes(self, rule: Rule, candidate: Candidate, before: frozenset[int]) -> frozenset[int]:
         """The false positives that the change rids ``rule`` of; empty where it may not be made."""
         changed = candidate.change(rule)
-        judge = Judge(RuleSet.of([_enabled(changed)]), self._encoder)
+        judge = self._judge(changed)
         after = _matching(judge, self.wrong)
         taken = before - after
         if not taken or after - before or not self._keep <= _matching(judge, self.right):
@@ -131,7 +146,7 @@ class _Trial:
         return tuple(self.wrong[number].id for number in sorted(numbers))
 
     def _failing_tests(self, rule: Rule) -> frozenset[str]:
-        results = run_inline_tests(RuleSet.of([rule]), self._encoder)
+        results = run_inline_tests(RuleSet.of([rule]), self._encoder, self._calibration)
         return frozenset(result.test_name for result in results if result.outcome == "failed")
 
 
