@@ -277,6 +277,31 @@ def test_an_exact_index_lets_every_phrase_through_that_reaches_its_score(
             assert number in kept
 
 
+@given(
+    st.lists(st.text(st.sampled_from("abc "), min_size=3, max_size=14), min_size=1, max_size=6),
+    st.lists(st.text(st.sampled_from("abcd "), max_size=60), max_size=40).map("".join),
+    st.floats(40, 100),
+)
+def test_a_phrase_scores_at_least_as_high_where_the_index_places_it(
+    found: list[str], text: str, score: float
+) -> None:
+    places = PhraseIndex([Phrase(p, score, True) for p in found]).places(text)
+    assert [number for number, _, _ in places] == sorted({number for number, _, _ in places})
+    placed = {number: text[start:end] for number, start, end in places}
+    for number, phrase in enumerate(found):
+        hit = fuzzy_hit(phrase, text, score, "partial_ratio")
+        if hit is not None:
+            assert fuzz.partial_ratio(phrase, placed[number]) >= hit.score - 0.01
+
+
+def test_a_planted_phrase_is_placed_near_where_it_stands() -> None:
+    phrase = "plans to hide its reasoning"
+    text = "qwertz uiop " * 200 + phrase + " qwertz uiop" * 200
+    [(_, start, end)] = PhraseIndex([Phrase(phrase, 88.0, False)]).places(text)
+    assert phrase in text[start:end]
+    assert end - start < 400
+
+
 @given(st.integers(1, 500), st.floats(1, 100))
 def test_a_perfect_score_may_lack_nothing_and_lower_ones_more(length: int, score: float) -> None:
     assert most_lost(length, 100) == 0

@@ -50,26 +50,42 @@ class PhraseIndex:
 
     def candidates(self, text: str) -> list[int]:
         """The numbers of the phrases worth scoring against ``text``, ascending."""
+        return [number for number, _, _ in self.places(text)]
+
+    def places(self, text: str) -> list[tuple[int, int, int]]:
+        """Each phrase worth scoring, ascending, with the start and end of where it may be.
+
+        What :func:`rapidfuzz.fuzz.partial_ratio` aligns a phrase with in ``text`` lies between
+        them, if it is there: a score there is at least that in the whole text.
+        """
+        found = [(number, 0, len(text)) for number in self._always]
         trigrams = _trigrams(text)
         if not len(self._numbers) or not len(trigrams):
-            return list(self._always)
-        enough: NDArray[np.bool_] = np.zeros(len(self._numbers), dtype=np.bool_)
+            return found
+        first: NDArray[np.int64] = np.full(len(self._numbers), len(text), dtype=np.int64)
+        last: NDArray[np.int64] = np.zeros(len(self._numbers), dtype=np.int64)
         for start in range(0, len(trigrams), STRETCH_CHARS):
             stretch = trigrams[start : start + STRETCH_CHARS + self._longest_chars]
-            enough |= self._most_shared(stretch) >= self._needed
-        return sorted([*self._always, *self._numbers[enough].tolist()])
+            stride = -(-min(len(stretch), STRETCH_CHARS) // BLOCKS)
+            rows, blocks = np.nonzero(self._shared(stretch, stride) >= self._needed[:, None])
+            np.minimum.at(first, rows, start + blocks * stride)
+            np.maximum.at(last, rows, start + (blocks + 1) * stride + self._longest_chars)
+        for row in np.flatnonzero(last).tolist():
+            end = min(int(last[row]), len(text))
+            # No shorter than the phrase: partial_ratio slides the shorter text over the longer.
+            begin = max(0, min(int(first[row]), end - self._longest_chars))
+            found.append((int(self._numbers[row]), begin, end))
+        return sorted(found)
 
-    def _most_shared(self, trigrams: Codes) -> NDArray[np.uint8]:
-        """How many trigrams each phrase shares with the block that holds the most of them."""
+    def _shared(self, trigrams: Codes, stride: int) -> NDArray[np.uint8]:
+        """How many trigrams each phrase shares with each block [phrases, blocks]."""
         present = np.zeros((1 << HASH_BITS, BLOCKS), dtype=np.uint8)
-        stride = -(-min(len(trigrams), STRETCH_CHARS) // BLOCKS)
         for block in range(BLOCKS):
             start = block * stride
             present[trigrams[start : start + stride + self._longest_chars], block] = 1
         found = present.view(np.uint64).ravel().take(self._trigrams)
         counts = np.add.reduceat(found, self._starts)
-        most: NDArray[np.uint8] = counts.view(np.uint8).reshape(-1, BLOCKS).max(axis=1)
-        return most
+        return counts.view(np.uint8).reshape(-1, BLOCKS)
 
 
 def _trigrams(text: str) -> Codes:
