@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nae_monitor.errors import ConfigurationError
 from nae_monitor.strict_yaml import (
     MAX_DEPTH,
     MAX_FILE_BYTES,
+    MAX_VALUES,
     nearest,
     read_document,
     read_documents,
@@ -151,8 +153,50 @@ def test_a_file_of_ten_megabytes_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_device_without_end_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="larger than"):
+    with pytest.raises(ConfigurationError, match="Not a regular file"):
         read_documents("/dev/zero")
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigurationError, match="Not a regular file"):
+        read_documents(pipe)
+
+
+@pytest.mark.parametrize(
+    "number", ["1" + ":1" * 200_000, "1" + ":1" * 200_000 + ".5", "0x" + "f" * 5_000, "1_" * 9_000]
+)
+def test_a_number_of_very_many_digits_is_refused_at_once(number: str) -> None:
+    assert "is a number or the like of" in message_of(f"a: {number}")
+
+
+def test_a_file_of_too_many_values_is_refused_at_the_first_too_many() -> None:
+    assert f"holds more than {MAX_VALUES} values" in message_of("[" + "1," * 200_000 + "1]")
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"a: 1\nb: \xe9", ":2:4: is not UTF-8"),
+        ("a: 1".encode("utf-16"), ":1:1: is not UTF-8"),
+        (b"a: 1\n\xc3\xa9: \x00", ":2:4: is not valid YAML"),
+        (b"a:\n\tb: 1", ":2:1: is not valid YAML"),
+    ],
+    ids=["latin", "utf-16", "nul", "tab"],
+)
+def test_bytes_that_are_no_yaml_are_refused_at_their_place(
+    tmp_path: Path, data: bytes, place: str
+) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_bytes(data)
+    assert f"f.yaml{place}" in (refusal(path) or "")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: 1")
+    assert read_document(path).value == {"a": 1}
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", ".", "a\0b"])
@@ -191,6 +235,11 @@ def test_unknown_keys_name_the_likeliest_one_meant() -> None:
 
 def test_a_name_near_nothing_lists_what_is_known() -> None:
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_a_hint_costs_little_whatever_is_known() -> None:
+    known = [f"{'k' * 20_000}{number}" for number in range(5_000)]
+    assert len(nearest("x" * 20_000, known)) < 5_000
 
 
 def test_a_path_without_a_place_takes_that_of_its_parent() -> None:

@@ -19,10 +19,12 @@ def fmt(
     """Put the keys of rule files in canonical order; lines and comments stay as they are."""
     from nae_monitor.detect.sources import rule_files
     from nae_monitor.detect.tools.layout import laid_out
+    from nae_monitor.strict_yaml import read_documents
 
     files = rule_files(rules_at(paths))
     changed = 0
     for file in files:
+        read_documents(file)  # refuses, with its place, what is no text
         text = file.read_text(encoding="utf-8")
         after = laid_out(text, str(file))
         if after != text:

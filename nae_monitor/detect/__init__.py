@@ -9,9 +9,10 @@ from nae_monitor.detect.decisions import Decider, Decision
 from nae_monitor.detect.engine import Judge
 from nae_monitor.detect.hot_reload import LiveRules
 from nae_monitor.detect.inline_tests import TestResult, run_inline_tests
-from nae_monitor.detect.packs import RuleSet, builtin_rules_directory, load_rules
+from nae_monitor.detect.packs import RuleSet, load_rules
 from nae_monitor.detect.schema import Rule
 from nae_monitor.detect.semantic import Encoder
+from nae_monitor.detect.sources import builtin_rules_directory
 from nae_monitor.detect.suppression import Suppressor
 
 __all__ = [

@@ -18,17 +18,21 @@ its problems have the same places whether a value stands in it or comes from els
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from nae_monitor.detect.bounds import CODE
 from nae_monitor.detect.expansion import Parts, check_version, value_at
 from nae_monitor.detect.reading import Reader
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.strict_yaml import Document, KeyPath, nearest
 
 CHANGING_KINDS = ("override", "filter", "list", "macro")
+# Of overrides and filters together: one for each rule that a pattern is held against, more for
+# each change made. Seconds.
+MAX_EFFORT, PUT_EFFORT = 5_000_000, 50
 FIXED_KEYS = ("id", "name", "schema_version", "override")
 
 
@@ -54,16 +58,37 @@ def arrange(documents: Iterable[Document], problems: list[Problem]) -> list[Docu
         for document in kinds.get(kind, ()):
             parts.define(kind, document)
     changed = [_Changed.of(d) for kind in ("rule", "aggregation") for d in kinds.get(kind, ())]
+    by_name: dict[str, list[_Changed]] = {}
+    for one in changed:
+        for name in dict.fromkeys(one.names):
+            by_name.setdefault(name, []).append(one)
+    effort = _Effort(problems)
     for document in kinds.get("override", ()):
-        _override(document, changed, problems)
+        _override(document, by_name, effort)
     for document in kinds.get("filter", ()):
-        _filter(document, changed, problems)
+        _filter(document, changed, effort)
     arranged = [parts.expand(one.document()) for one in changed]
     parts.report_unused_faults()
     return arranged
 
 
 @dataclass(slots=True)
+class _Effort:
+    """What overrides and filters may ask for together."""
+
+    problems: list[Problem]
+    _left: int = field(default_factory=lambda: MAX_EFFORT)
+
+    def allows(self, amount: int, where: Mark) -> bool:
+        """Whether ``amount`` more may be done; a problem the first time it may not."""
+        if 0 <= self._left < amount:
+            message = "overrides and filters have too much to do: their names times the rules"
+            self.problems.append(Problem(where, message, "name fewer rules in each", CODE))
+        self._left -= amount
+        return self._left >= 0
+
+
+@dataclass(slots=True, eq=False)
 class _Changed:
     """A rule document on its way: copied before its first change."""
 
@@ -107,14 +132,14 @@ class _Changed:
         self.value[key] = [*(before or []), *new] if append else new
 
 
-def _override(document: Document, rules: Sequence[_Changed], problems: list[Problem]) -> None:
-    reader = Reader(document, (), problems)
+def _override(document: Document, rules: Mapping[str, Sequence[_Changed]], effort: _Effort) -> None:
+    reader = Reader(document, (), effort.problems)
     check_version(reader)
     inner = reader.child("override")
     wanted = inner.text("rule", max_chars=64)
-    targets = [rule for rule in rules if wanted in rule.names]
+    targets = rules.get(wanted, ())
     if wanted and not targets:
-        hint = nearest(wanted, [name for rule in rules for name in rule.names[:1]])
+        hint = nearest(wanted, rules)
         inner.fault("rule", f"no rule {wanted!r}", hint, "NM110")
     for key in inner.value:
         if key == "rule":
@@ -126,7 +151,7 @@ def _override(document: Document, rules: Sequence[_Changed], problems: list[Prob
             inner.fault(key, f"the new value of {key} is missing", f"add `{key}: …`")
         elif how == "append" and not isinstance(reader.value[key], list):
             reader.fault(key, f"{key} is not a list, so it cannot be appended", "use replace")
-        else:
+        elif effort.allows(PUT_EFFORT * len(targets), inner.document.mark()):
             for rule in targets:
                 rule.put(key, document, (key,), append=how == "append")
     for key in ("title", "description"):
@@ -136,15 +161,15 @@ def _override(document: Document, rules: Sequence[_Changed], problems: list[Prob
     reader.finish()
 
 
-def _filter(document: Document, rules: Sequence[_Changed], problems: list[Problem]) -> None:
-    reader = Reader(document, (), problems)
+def _filter(document: Document, rules: Sequence[_Changed], effort: _Effort) -> None:
+    reader = Reader(document, (), effort.problems)
     check_version(reader)
     name = reader.text("name", max_chars=64)
     for key in ("title", "description", "author", "date", "id"):
         reader.has(key)
     inner = reader.child("filter")
     inner.has("when"), inner.has("reason"), inner.has("expires")
-    targets = _targets(inner, rules)
+    targets = _targets(inner, rules, effort)
     inner.finish(known=("rules", "when", "reason", "expires"))
     reader.finish()
     exception = {
@@ -154,21 +179,25 @@ def _filter(document: Document, rules: Sequence[_Changed], problems: list[Proble
     placed = {("items", 0, *path): mark for path, mark in marks.items() if path[:1] != ("rules",)}
     placed[("items", 0, "name")] = document.mark(("name",))
     source = Document({"items": [{"name": name, **exception}]}, placed, document.file)
+    if not effort.allows(PUT_EFFORT * len(targets), document.mark()):
+        return
     for rule in targets:
         rule.put("exceptions", source, ("items",), append=True)
 
 
-def _targets(reader: Reader, rules: Sequence[_Changed]) -> list[_Changed]:
+def _targets(reader: Reader, rules: Sequence[_Changed], effort: _Effort) -> list[_Changed]:
     if reader.has("rules") and reader.value["rules"] == "any":
         return [rule for rule in rules if kind_of(rule.original) == "rule"]
     patterns = reader.texts("rules", 64)
     if not patterns:
         reader.fault(None, "the filter names no rule", "write `rules: [a_rule]` or `rules: any`")
-    found: list[_Changed] = []
+    if not effort.allows(len(patterns) * len(rules), reader.document.mark()):
+        return []
+    found: dict[int, _Changed] = {}
     for index, pattern in enumerate(patterns):
         fitting = [r for r in rules if any(fnmatchcase(name, pattern) for name in r.names)]
         if not fitting:
-            hint = nearest(pattern, [name for rule in rules for name in rule.names[:1]])
+            hint = nearest(pattern, (name for rule in rules for name in rule.names[:1]))
             reader.item_fault("rules", index, f"names no rule: {pattern!r}", hint)
-        found += [rule for rule in fitting if rule not in found]
-    return [rule for rule in found if kind_of(rule.original) == "rule"]
+        found.update({id(rule): rule for rule in fitting})
+    return [rule for rule in found.values() if kind_of(rule.original) == "rule"]

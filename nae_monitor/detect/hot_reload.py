@@ -9,21 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nae_monitor.detect.bounds import over_bytes
 from nae_monitor.detect.calibration import Calibration
 from nae_monitor.detect.directions import MAX_FILE_BYTES as MAX_DIRECTIONS_BYTES
 from nae_monitor.detect.engine import Judge
-from nae_monitor.detect.packs import BUILTIN, SUFFIXES, RuleSet, builtin_rules_directory, load_rules
+from nae_monitor.detect.packs import RuleSet, load_rules
 from nae_monitor.detect.semantic import Encoder
+from nae_monitor.detect.sources import found_files
 from nae_monitor.detect.support import Reconstructing
-from nae_monitor.errors import ConfigurationError
+from nae_monitor.errors import ConfigurationError, Problem
 from nae_monitor.health import Health
 from nae_monitor.records import Activation, Decoding, Finding, Transcript
-from nae_monitor.strict_yaml import MAX_FILE_BYTES
+from nae_monitor.strict_yaml import MAX_FILE_BYTES, read_regular_file
 
 log = logging.getLogger("nae_monitor")
 
 POLL_S = 2.0
-MAX_WATCHED_FILES = 10_000
 
 
 class LiveRules:
@@ -157,20 +158,21 @@ def snapshot(paths: Sequence[str | Path]) -> str:
     Contents, because two writes within one tick of a file system's clock share their times.
     """
     digest = hashlib.sha256()
-    for path in paths:
-        place = builtin_rules_directory() if str(path) == BUILTIN else Path(path)
-        files = [place]
-        if place.is_dir():
-            files = sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES)
-        for file in files[:MAX_WATCHED_FILES]:
-            digest.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
-            digest.update(_digest(file, MAX_FILE_BYTES))
+    problems: list[Problem] = []
+    files = found_files(paths, problems)
+    too_large = over_bytes(files)
+    for file in files:
+        digest.update(str(file).encode("utf-8", "surrogateescape") + b"\0")
+        # Files that are too large together are not read to the end every few seconds.
+        digest.update(_digest(file, 0 if too_large else MAX_FILE_BYTES))
+    problems.extend(too_large)
+    for problem in problems:
+        digest.update(str(problem).encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
 
 def _digest(file: Path, max_bytes: int) -> bytes:
     try:
-        with file.open("rb") as opened:
-            return hashlib.sha256(opened.read(max_bytes + 1)).digest()
+        return hashlib.sha256(read_regular_file(file, max_bytes + 1)).digest()
     except OSError:
         return b"unreadable"

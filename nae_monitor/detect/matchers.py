@@ -21,7 +21,9 @@ from nae_monitor.detect.text import folded, is_word_edge, word_shadow
 from nae_monitor.detect.views import Hit
 
 MAX_PATTERN_CHARS = 100_000
-MAX_REGEX_BYTES = 4 * 1024 * 1024  # RE2's program and its caches, for each pattern
+# RE2's program and its caches, for each pattern: a text can make it fill them. A pattern gets the
+# larger amount only where its program needs that.
+REGEX_BYTES, MAX_REGEX_BYTES = 512 * 1024, 4 * 1024 * 1024
 # Instructions times characters: RE2 is linear in the text, but where its automaton outgrows its
 # memory every character can cost as much as the pattern has instructions. One or two seconds.
 MAX_PATTERN_WORK = 200_000_000
@@ -95,11 +97,13 @@ class RegexMatcher:
 
     patterns: tuple[Any, ...]
     readable_chars: int = field(init=False)  # of a text, by every pattern
+    program: int = field(init=False)  # RE2 instructions of all patterns
     cost: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         least = min((readable_chars(p) for p in self.patterns), default=MAX_PATTERN_WORK)
         object.__setattr__(self, "readable_chars", least)
+        object.__setattr__(self, "program", sum(int(p.programsize) for p in self.patterns))
 
     def find(self, text: str) -> list[Hit]:
         """The first match of each pattern."""
@@ -140,13 +144,11 @@ def compile_pattern(pattern: str, case: bool) -> Any:
         raise PatternError(message, "split it", "NM201")
     pattern = unicodedata.normalize("NFC", pattern)
     _refuse_unmatchable(pattern, case)
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = MAX_REGEX_BYTES
-    options.never_capture = True  # groups cost memory for each and nobody reads them
-    options.case_sensitive = case
     try:
-        compiled = re2.compile(pattern, options)
+        try:
+            compiled = _compiled(pattern, case, REGEX_BYTES)
+        except re2.error:
+            compiled = _compiled(pattern, case, MAX_REGEX_BYTES)
     except (re2.error, UnicodeError) as error:
         message = f"RE2 refuses the pattern: {_reason(error)}"
         raise PatternError(message, _mend(pattern, message), "NM201") from error
@@ -154,6 +156,15 @@ def compile_pattern(pattern: str, case: bool) -> Any:
     if any(match is not None and match.start() == match.end() for match in matches):
         raise PatternError("the pattern matches empty text", "require a character", "NM202")
     return compiled
+
+
+def _compiled(pattern: str, case: bool, max_bytes: int) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = max_bytes
+    options.never_capture = True  # groups cost memory for each and nobody reads them
+    options.case_sensitive = case
+    return re2.compile(pattern, options)
 
 
 def _refuse_unmatchable(pattern: str, case: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +11,23 @@ from typing import Any
 
 from nae_monitor.detect.aggregation import AggregationRule
 from nae_monitor.detect.aggregation_reader import read_aggregation_rule
+from nae_monitor.detect.bounds import (
+    MAX_PROGRAM,
+    MAX_SET_VALUES,
+    over_bound,
+    over_bounds,
+    over_bytes,
+)
 from nae_monitor.detect.documents import arrange, kind_of
+from nae_monitor.detect.matchers import RegexMatcher
 from nae_monitor.detect.response import Suppression
 from nae_monitor.detect.rule_reader import read_rule
 from nae_monitor.detect.schema import Rule
+from nae_monitor.detect.sources import found_files
 from nae_monitor.errors import ConfigurationError, Mark, Problem, RuleError
 from nae_monitor.strict_yaml import Document, nearest, read_documents
 
-BUILTIN = "builtin"
-SUFFIXES = (".yaml", ".yml")
-MAX_FILES = 10_000
+MAX_PROBLEMS = 1_000  # shown
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,14 +83,6 @@ class RuleSet:
         return {rule.id: rule.suppress for rule in self.every if rule.suppress is not None}
 
 
-def builtin_rules_directory() -> Path:
-    """The shipped packs: ``nae_monitor/rules`` where installed, ``rules/`` in a checkout."""
-    installed = importlib.resources.files("nae_monitor").joinpath("rules")
-    if isinstance(installed, Path) and installed.is_dir():
-        return installed
-    return Path(__file__).resolve().parents[2] / "rules"
-
-
 def load_rules(paths: Sequence[str | Path]) -> RuleSet:
     """Load rule files, directories of them (``*.yaml``, searched throughout) and ``"builtin"``.
 
@@ -92,26 +90,70 @@ def load_rules(paths: Sequence[str | Path]) -> RuleSet:
         RuleError: every problem of every file, each with file, line and column.
     """
     problems: list[Problem] = []
-    documents = [
-        document for file in _files(paths, problems) for document in _documents(file, problems)
-    ]
+    arranged = arrange(_all_documents(found_files(paths, problems), problems), problems)
+    rules = _all_rules(arranged, problems)
+    problems.extend(_duplicates(rules))
+    plain = [rule for rule, _ in rules if isinstance(rule, Rule)]
+    others = [(rule, d) for rule, d in rules if isinstance(rule, AggregationRule)]
+    resolver = _Resolver(plain, _faulty_names(arranged, rules), problems)
+    aggregations = [resolver.resolved(rule, document) for rule, document in others]
+    if problems:
+        raise RuleError(_first(problems))
+    return RuleSet.of(plain, aggregations)
+
+
+def _all_documents(files: Sequence[Path], problems: list[Problem]) -> list[Document]:
+    """What all files hold; nothing where that is too much to work through."""
+    if over := over_bytes(files):
+        problems.extend(over)
+        return []
+    documents: list[Document] = []
+    values = 0
+    for file in files:
+        found = _documents(file, problems)
+        documents += found
+        values += sum(len(document.marks) for document in found)
+        if values > MAX_SET_VALUES:
+            amounts = [(document, len(document.marks)) for document in documents]
+            problems.extend(over_bound("values", MAX_SET_VALUES, amounts))
+            return []
+    return documents
+
+
+def _all_rules(
+    arranged: Sequence[Document], problems: list[Problem]
+) -> list[tuple[Rule | AggregationRule, Document]]:
+    """The rules without problems; none is compiled where they are too much together."""
+    over = over_bounds(arranged)
     rules: list[tuple[Rule | AggregationRule, Document]] = []
-    arranged = arrange(documents, problems)
-    for document in arranged:
+    program = 0
+    for document in () if over else arranged:
         rule, found = _read(document)
         problems.extend(found)
         if rule is not None:
             rules.append((rule, document))
-    problems.extend(_duplicates(rules))
-    plain = [rule for rule, _ in rules if isinstance(rule, Rule)]
-    aggregations = [
-        _resolved(rule, document, plain, _faulty_names(arranged, rules), problems)
-        for rule, document in rules
-        if isinstance(rule, AggregationRule)
-    ]
-    if problems:
-        raise RuleError(problems)
-    return RuleSet.of(plain, aggregations)
+            program += _program(rule)
+        if program > MAX_PROGRAM or len(problems) > MAX_PROBLEMS:
+            break
+    used = [(document, _program(rule)) for rule, document in rules]
+    problems.extend(over or over_bound("RE2 instructions", MAX_PROGRAM, used))
+    return rules
+
+
+def _program(rule: Rule | AggregationRule) -> int:
+    """RE2 instructions of all its patterns."""
+    matchers = [s.matcher for s in rule.selections.values()] if isinstance(rule, Rule) else []
+    return sum(matcher.program for matcher in matchers if isinstance(matcher, RegexMatcher))
+
+
+def _first(problems: Sequence[Problem]) -> Sequence[Problem]:
+    """As many of the problems as somebody may read, and how many more there are."""
+    more = len(problems) - MAX_PROBLEMS
+    if more <= 0:
+        return problems
+    where = problems[MAX_PROBLEMS].where
+    mend = "mend those above first"
+    return [*problems[:MAX_PROBLEMS], Problem(where, f"and at least {more} more problems", mend)]
 
 
 def _read(document: Document) -> tuple[Rule | AggregationRule | None, list[Problem]]:
@@ -129,61 +171,45 @@ def _faulty_names(
     return frozenset(str(v[key]) for v in faulty for key in ("name", "id") if key in v)
 
 
-def _resolved(
-    rule: AggregationRule,
-    document: Document,
-    rules: Sequence[Rule],
-    faulty: frozenset[str],
-    problems: list[Problem],
-) -> AggregationRule:
-    """The aggregation rule with ids turned to names, once every rule it names is known."""
-    names = {other.id: other.name for other in rules} | {o.name: o.name for o in rules}
-    enabled = {other.name for other in rules if other.enabled}
-    resolved: dict[str, tuple[str, ...]] = {}
-    for key in ("rules", "absent"):
-        for index, name in enumerate(getattr(rule, key)):
-            where = document.mark(("aggregation", key, index))
-            if name in faulty:
-                continue
-            if name not in names:
-                hint = nearest(name, [other.name for other in rules])
-                problems.append(Problem(where, f"no rule {name!r}", hint, "NM110"))
-            elif names[name] not in enabled and rule.enabled:
-                mend = "enable it, or disable this rule too"
-                problems.append(Problem(where, f"the rule {name!r} is disabled", mend))
-        resolved[key] = tuple(names.get(name, name) for name in getattr(rule, key))
-    return replace(rule, rules=resolved["rules"], absent=resolved["absent"])
+class _Resolver:
+    """Turns ids in aggregation rules to names, once every rule they can name is known."""
 
+    def __init__(
+        self, rules: Sequence[Rule], faulty: frozenset[str], problems: list[Problem]
+    ) -> None:
+        self._faulty, self._problems = faulty, problems
+        self._plain = [rule.name for rule in rules]
+        self._names = {rule.id: rule.name for rule in rules} | {n: n for n in self._plain}
+        self._enabled = {rule.name for rule in rules if rule.enabled}
 
-def _files(paths: Sequence[str | Path], problems: list[Problem]) -> list[Path]:
-    found: dict[Path, Path] = {}  # by resolved path: overlapping paths load a file once
-    for path in paths:
-        place = builtin_rules_directory() if str(path) == BUILTIN else Path(path)
-        files = _files_at(place, problems)
-        found.update({file.resolve(): file for file in files if file.resolve() not in found})
-    if len(found) > MAX_FILES:
-        mend = "name a narrower directory"
-        problems.append(Problem(Mark(str(paths[0])), f"{len(found)} rule files", mend))
-        return []
-    return list(found.values())
+    def resolved(self, rule: AggregationRule, document: Document) -> AggregationRule:
+        """The rule by names; a problem for each that no enabled rule has."""
+        for key in ("rules", "absent"):
+            for index, name in enumerate(getattr(rule, key)):
+                self._check(name, rule.enabled, document.mark(("aggregation", key, index)))
+        found = {
+            key: tuple(self._names.get(name, name) for name in getattr(rule, key))
+            for key in ("rules", "absent")
+        }
+        return replace(rule, rules=found["rules"], absent=found["absent"])
 
-
-def _files_at(place: Path, problems: list[Problem]) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        message = "no such rule file or directory"
-        problems.append(Problem(Mark(str(place)), message, f"give a path or {BUILTIN!r}"))
-        return []
-    files = sorted(file for file in place.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    if not files:
-        problems.append(Problem(Mark(str(place)), "holds no rule file", "rules end in .yaml"))
-    return files
+    def _check(self, name: str, asked: bool, where: Mark) -> None:
+        if name in self._faulty:
+            return
+        if name not in self._names:
+            hint = nearest(name, self._plain)
+            self._problems.append(Problem(where, f"no rule {name!r}", hint, "NM110"))
+        elif asked and self._names[name] not in self._enabled:
+            mend = "enable it, or disable this rule too"
+            self._problems.append(Problem(where, f"the rule {name!r} is disabled", mend))
 
 
 def _documents(file: Path, problems: list[Problem]) -> list[Document]:
     try:
-        return read_documents(file)
+        found = read_documents(file)
+        if not found:  # as while it is being written: no rules is not the same as these rules
+            problems.append(Problem(Mark(str(file)), "holds no rule", "write one or remove it"))
+        return found
     except ConfigurationError as error:
         problems.extend(error.problems)
     except (ValueError, TypeError, LookupError, AttributeError) as error:

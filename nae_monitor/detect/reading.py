@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -20,15 +21,27 @@ class Reader:
     every fault of a file is reported at once, and asks ``problems`` at the end.
     """
 
-    def __init__(self, document: Document, path: KeyPath, problems: list[Problem]) -> None:
+    def __init__(
+        self,
+        document: Document,
+        path: KeyPath,
+        problems: list[Problem],
+        spent: Counter[str] | None = None,
+    ) -> None:
         self.document, self.path, self.problems = document, path, problems
+        self.spent: Counter[str] = Counter() if spent is None else spent  # by the whole document
         value = document.value
         for step in path:
             value = value[step]
-        self.value: dict[str, Any] = value if isinstance(value, dict) else {}
+        fits = isinstance(value, dict) and len(value) <= MAX_ITEMS
+        self.value: dict[str, Any] = value if fits else {}
         self._asked: set[str] = set()
         if not isinstance(value, dict):
             self.fault(None, f"{self.name} must be a mapping", "write `key: value` lines")
+        elif not fits:
+            self.fault(
+                None, f"{self.name} holds {len(value)} keys; at most {MAX_ITEMS}", "split it"
+            )
 
     @property
     def name(self) -> str:
@@ -48,7 +61,7 @@ class Reader:
     def child(self, key: str) -> Reader:
         """A reader of the mapping under ``key``, which must be there."""
         self._asked.add(key)
-        return Reader(self.document, (*self.path, key), self.problems)
+        return Reader(self.document, (*self.path, key), self.problems, self.spent)
 
     def children(self, key: str) -> list[Reader]:
         """Readers of the mappings in the list under ``key``."""
@@ -56,7 +69,7 @@ class Reader:
 
     def at(self, key: str, index: int) -> Reader:
         """A reader of the mapping at an index of the list under ``key``."""
-        return Reader(self.document, (*self.path, key, index), self.problems)
+        return Reader(self.document, (*self.path, key, index), self.problems, self.spent)
 
     def sequence(self, key: str) -> list[Any]:
         """The list under ``key``; empty where it is missing or faulty."""

@@ -33,6 +33,9 @@ from nae_monitor.errors import Problem
 from nae_monitor.records import Phase
 from nae_monitor.strict_yaml import Document
 
+MAX_SELECTIONS = 256  # of a rule, those inside exceptions included
+MAX_MENTIONS = 4_096  # of selections in its conditions, globs counted as what they stand for
+
 
 def read_rule(document: Document) -> tuple[Rule | None, list[Problem]]:
     """The rule a document holds, or None and everything that is wrong with it."""
@@ -52,6 +55,7 @@ def read_rule(document: Document) -> tuple[Rule | None, list[Problem]]:
     reader.finish()
     if problems or condition is None:
         return None, problems
+    _bound(reader, selections, condition, exceptions)
     _report_unused(reader, selections, condition, exceptions)
     rule = Rule(
         **header,
@@ -115,6 +119,9 @@ def _detection(reader: Reader, selections: dict[str, Selection]) -> Expression |
         return None
     inner = reader.child("detection")
     names = [name for name in inner.value if name != "condition"]
+    if len(names) > MAX_SELECTIONS:
+        inner.fault(None, f"{len(names)} selections; at most {MAX_SELECTIONS}", "split the rule")
+        return None
     for name in names:
         if not SELECTION_NAME.fullmatch(name) or name in RESERVED:
             inner.fault(name, f"{name[:60]!r} cannot name a selection", "use a-z, 0-9 and _")
@@ -162,6 +169,22 @@ def _when(reader: Reader, name: str, selections: dict[str, Selection]) -> Expres
     text = reader.text("when", max_chars=10**6)
     names = [known for known in selections if "." not in known]
     return _condition(reader, "when", text, names) if text else None
+
+
+def _bound(
+    reader: Reader,
+    selections: Mapping[str, Selection],
+    condition: Expression,
+    exceptions: tuple[RuleException, ...],
+) -> None:
+    """A rule is worked out anew after each of its selections that is asked."""
+    if len(selections) > MAX_SELECTIONS:
+        message = f"{len(selections)} selections, those of exceptions included"
+        reader.fault("exceptions", f"{message}; at most {MAX_SELECTIONS}", "join their lists")
+    mentions = sum(1 for one in (condition, *(e.when for e in exceptions)) for _ in names_in(one))
+    if mentions > MAX_MENTIONS:
+        message = f"the conditions name selections {mentions} times; at most {MAX_MENTIONS}"
+        reader.fault("detection", message, "split the rule")
 
 
 def _report_unused(

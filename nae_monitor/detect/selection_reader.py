@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast, get_args
 
+from nae_monitor.detect.bounds import CODE, MAX_RULE_PROGRAM
 from nae_monitor.detect.figure_reader import read_activation, read_value
 from nae_monitor.detect.matchers import (
     FuzzyMatcher,
@@ -108,8 +109,13 @@ def _regex(reader: Reader, case: bool) -> RegexMatcher:
         if not isinstance(pattern, str):
             reader.problems.append(Problem(where, "a pattern must be text", "quote it"))
             continue
+        if reader.spent["instructions"] > MAX_RULE_PROGRAM:
+            message = f"the rule's patterns need more than {MAX_RULE_PROGRAM} RE2 instructions"
+            reader.problems.append(Problem(where, message, "split it, or repeat less", CODE))
+            break
         try:
             compiled.append(compile_pattern(pattern, case))
+            reader.spent["instructions"] += int(compiled[-1].programsize)
         except PatternError as error:
             reader.problems.append(Problem(where, str(error), error.mend, error.code))
     return RegexMatcher(tuple(compiled))

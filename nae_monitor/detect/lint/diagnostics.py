@@ -56,6 +56,7 @@ def _codes() -> dict[str, Code]:
         "NM101": "unknown key",
         "NM102": "an id or name that another document has",
         "NM304": "a direction that cannot be used",
+        "NM105": "the rules take more together than a set may",
         "NM103": "a part of the language that this version does not support",
         "NM110": "the condition names no selection",
         "NM111": "a selection that is never used",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nae_monitor.detect.bounds import CODE as OVER_BOUNDS
 from nae_monitor.detect.lint.conditions import check_condition, check_stop
 from nae_monitor.detect.lint.diagnostics import Diagnostic, Level, from_problem
 from nae_monitor.detect.lint.documents import check_count, check_expiry, check_gate, check_tests
@@ -24,7 +25,12 @@ from nae_monitor.detect.rule_reader import read_rule
 from nae_monitor.detect.schema import Rule
 from nae_monitor.detect.sources import rule_files
 from nae_monitor.errors import ConfigurationError, Problem, RuleError
-from nae_monitor.strict_yaml import Document, read_documents
+from nae_monitor.strict_yaml import (
+    MAX_FILE_BYTES,
+    Document,
+    read_documents,
+    read_regular_file,
+)
 
 MAX_FIX_ROUNDS = 5
 CHECKS: tuple[Callable[[LintSubject], Iterator[Diagnostic]], ...] = (
@@ -71,6 +77,8 @@ def lint(paths: Sequence[str | Path], options: LintOptions | None = None) -> Lin
     sources = {str(file): _text(file) for file in files}
     rule_set, problems = _load(paths)
     loaded = {rule.id: rule for rule in rule_set.rules} if rule_set else None
+    if any(problem.code == OVER_BOUNDS for problem in problems):
+        loaded = {}  # they are not compiled one by one either
     found = [_with_edit(problem, problems, sources) for problem in problems]
     rules = 0
     for document in _documents(files):
@@ -151,6 +159,6 @@ def _documents(files: Sequence[Path]) -> Iterator[Document]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8", "replace")
+        return read_regular_file(file, MAX_FILE_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""  # among the problems already

@@ -21,12 +21,14 @@ from nae_monitor.detect.matchers import (
 )
 from nae_monitor.detect.matching.literals import OverBudgetError
 from nae_monitor.detect.matching.parts import (
+    MAX_WORK,
     Found,
     FuzzyPart,
     KeywordPart,
     Part,
     RegexPart,
     Slot,
+    work_alone,
 )
 from nae_monitor.detect.schema import Rule, Selection
 from nae_monitor.detect.text import Quotes
@@ -35,6 +37,7 @@ from nae_monitor.health import Health
 
 CACHED_TEXTS = 16  # of each part: a request's prompt is matched once, not once a token
 UNKNOWN_COUNTER = "rules.too_many_occurrences"
+TOO_MUCH = "the text holds too many of the words"
 ALONE_COUNTER = "rules.selections_asked_alone"
 
 _Look = tuple[str, Quotes, bool]  # field, quotes, case: what one view is
@@ -61,30 +64,41 @@ class TextMatchers:
     def __init__(self, rules: Iterable[Rule], health: Health) -> None:
         self._health = health
         self._scans: dict[Slot, _Scan] = {}
+        rules = list(rules)
+        works = {
+            (rule.id, name): work_alone(selection.matcher)
+            for rule in rules
+            for name, selection in rule.selections.items()
+        }
         for part, slots in parts_of(rules):
-            scan = _Scan(part, health)
+            scan = _Scan(part, health, sum(works[slot] for slot in slots))
             self._scans.update(dict.fromkeys(slots, scan))
+        # Of those that no part answers for, all together.
+        self._work_apart = sum(work for slot, work in works.items() if slot not in self._scans)
 
     def __call__(self, rule: Rule, selection: Selection, view: View) -> tuple[list[Hit], str]:
         """The hits of one selection, and why it is unknown ("" where it is not)."""
         slot = (rule.id, selection.name)
         scan = self._scans.get(slot)
-        if scan is None:
-            return ask_matcher(rule, selection, view)
-        found, why = scan(view.text)
+        found, why = (None, "") if scan is None else scan(view.text)
         if why:
             return [], why
-        if found is None:
+        if found is not None:
+            return found.get(slot, []), ""
+        if (self._work_apart if scan is None else scan.work_alone) * len(view.text) > MAX_WORK:
+            self._health.count(UNKNOWN_COUNTER)
+            return [], TOO_MUCH
+        if scan is not None:
             self._health.count(ALONE_COUNTER)
-            return ask_matcher(rule, selection, view)
-        return found.get(slot, []), ""
+        return ask_matcher(rule, selection, view)
 
 
 class _Scan:
     """A part behind a cache and the host boundary."""
 
-    def __init__(self, part: Part, health: Health) -> None:
+    def __init__(self, part: Part, health: Health, work_alone: int) -> None:
         self._part = part
+        self.work_alone = work_alone  # of its selections, asked one by one
         self._health = health
         self._cached = functools.lru_cache(maxsize=CACHED_TEXTS)(self._find)
 
@@ -102,7 +116,7 @@ class _Scan:
                 found = self._part.find(text)
             except OverBudgetError:
                 self._health.count(UNKNOWN_COUNTER)
-                why = "the text holds too many of the words"
+                why = TOO_MUCH
         return found, why
 
 

@@ -18,15 +18,32 @@ from nae_monitor.detect.matchers import (
     reads_shadow,
     search_pattern,
 )
-from nae_monitor.detect.matching.literals import Literal, LiteralIndex
+from nae_monitor.detect.matching.literals import Literal, LiteralIndex, OverBudgetError
 from nae_monitor.detect.matching.patterns import PatternSet
 from nae_monitor.detect.matching.phrases import Phrase, PhraseIndex
 from nae_monitor.detect.text import word_shadow
 from nae_monitor.detect.views import MAX_FIELD_CHARS, Hit
 
+# Characters of a text times RE2 instructions, or times characters of phrases, that one text may
+# cost; some seconds where every step is as dear as it can be. Beyond it the answer is unknown.
+MAX_WORK = 4_000_000_000
+MIN_PHRASE_WORK = 64  # scorers of whole texts sort the words of the text for each phrase
+
 Slot = tuple[str, str]  # rule id and selection name
 Found = Mapping[Slot, list[Hit]]
 Key = TypeVar("Key", bound=Hashable)
+
+
+def work_alone(matcher: object) -> int:
+    """What a character of a text may cost a matcher by itself, in the units of ``MAX_WORK``."""
+    match matcher:
+        case KeywordMatcher():
+            return len(matcher.all_of) + len(matcher.any_of)
+        case RegexMatcher():
+            return matcher.program
+        case FuzzyMatcher():
+            return sum(max(MIN_PHRASE_WORK, len(phrase)) for phrase in matcher.phrases)
+    return 0
 
 
 class Part(Protocol):
@@ -104,13 +121,18 @@ class RegexPart:
 
         Raises:
             PatternSetError: RE2 gave no answer.
+            OverBudgetError: too many patterns match too far into the text.
         """
         places: dict[str, Hit] = {}
+        work = 0
         for number in (*self._shadow.find(word_shadow(text)), *self._plain.find(text)):
             pattern = self._patterns[number]
             place = search_pattern(pattern, text)
             if place is not None:
                 places[pattern.pattern] = place
+            work += pattern.programsize * (len(text) if place is None else place.end)
+            if work > MAX_WORK:
+                raise OverBudgetError
         return {
             slot: [places[p.pattern] for p in self._matchers[slot].patterns if p.pattern in places]
             for slot in _touched(places, self._owners)
@@ -151,9 +173,16 @@ class FuzzyPart:
         self._index = PhraseIndex(self._phrases)
 
     def find(self, text: str) -> Found:
-        """See :class:`Part`."""
+        """See :class:`Part`.
+
+        Raises:
+            OverBudgetError: too many phrases may be in too long a text.
+        """
         best: dict[Phrase, Hit] = {}
-        for number in self._index.candidates(text):
+        candidates = self._index.candidates(text)
+        if len(text) * sum(len(self._phrases[n].text) for n in candidates) > MAX_WORK:
+            raise OverBudgetError
+        for number in candidates:
             phrase = self._phrases[number]
             hit = fuzzy_hit(phrase.text, text, phrase.score, "partial_ratio")
             if hit is not None:
