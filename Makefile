@@ -1,5 +1,6 @@
 # make install   the environment in .venv          make demo    the whole pipeline, with a report
 # make test      lint, types, tests                make bench   every benchmark, quickly
+# make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
 #
 # A machine with a GPU whose own Python already has a CUDA build of torch keeps that torch;
 # anywhere else the pinned build is installed.
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: install demo test bench clean
+.PHONY: install demo test bench fuzz clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -58,6 +59,13 @@ bench: install
 		$(BIN)/python "$$script" --quick || failed=1
 	done
 	exit $$failed
+
+# Of each property, coverage-guided; what breaks one lies under build/fuzz/.
+FUZZ_S ?= 60
+fuzz: install
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzz.py all --seconds $(FUZZ_S)
 
 clean:
 	rm -rf .venv build dist *.egg-info

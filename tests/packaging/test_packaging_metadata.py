@@ -94,7 +94,9 @@ def test_constraints_pin_what_is_declared_within_its_range() -> None:
             assert requirement.specifier.contains(pins[name], prereleases=True), name
 
 
-@pytest.mark.parametrize("extra", ["train", "otlp", "kafka", "broker", "ray", "vllm", "dev"])
+@pytest.mark.parametrize(
+    "extra", ["train", "otlp", "kafka", "broker", "ray", "vllm", "fuzz", "dev"]
+)
 def test_the_extras_exist(extra: str) -> None:
     assert PROJECT["project"]["optional-dependencies"][extra]
 
