@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nae_monitor.errors import RecordingError
-from nae_monitor.recording import Recording
+from nae_monitor.recording import Recording, RecordingWriter
 from nae_monitor.recording.privacy import Content
 from nae_monitor.replay.ports import Decoder
 
@@ -68,6 +69,29 @@ def common_dtype(recordings: Sequence[Recording]) -> str:
     """float16 where every recording says so, else float32: no vector loses a bit."""
     dtypes = {recording.manifest.get("vector_dtype") for recording in recordings}
     return "float16" if dtypes == {"float16"} else "float32"
+
+
+def new_recording(
+    directory: Path | str,
+    recordings: Sequence[Recording],
+    decoder: Decoder | None,
+    manifest: Mapping[str, Any],
+    content: Content | None,
+    hmac_key: bytes | None,
+) -> RecordingWriter:
+    """The recording that a replay of ``recordings`` writes; content None: their strictest.
+
+    Raises:
+        ConfigurationError: the directory cannot be written, or holds a recording.
+    """
+    return RecordingWriter(
+        directory,
+        manifest=run_manifest(recordings, decoder, manifest),
+        d_model=recordings[0].d_model,
+        vector_dtype=common_dtype(recordings),
+        content=content or common_content(recordings),
+        hmac_key=hmac_key,
+    )
 
 
 def run_manifest(

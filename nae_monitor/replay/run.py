@@ -14,6 +14,7 @@ from nae_monitor.detect import Sample
 from nae_monitor.detect.response import Suppression
 from nae_monitor.health import Health
 from nae_monitor.recording import (
+    Recording,
     RecordingWriter,
     RequestRecord,
     finding_sort_key,
@@ -27,7 +28,7 @@ from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
 from nae_monitor.replay.kept import NOT_RECORDED, KeptRows
-from nae_monitor.replay.plan import common_content, common_dtype, refuse_mismatch, run_manifest
+from nae_monitor.replay.plan import new_recording, refuse_mismatch
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
 from nae_monitor.replay.verdicts import cautious_verdict
 
@@ -103,29 +104,17 @@ def replay(
     recordings = open_recordings(paths)
     refuse_mismatch(recordings, decoder, model)
     index = RowIndex(recordings)
-    writer = RecordingWriter(
-        run_directory,
-        manifest=run_manifest(recordings, decoder, manifest or {}),
-        d_model=recordings[0].d_model,
-        vector_dtype=common_dtype(recordings),
-        content=content or common_content(recordings),
-        hmac_key=hmac_key,
-    )
     health = health or Health()
-    rows = RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health)
-    work = _Replay(rows, judge, health, writer, conclude or cautious_verdict, correlate)
-    if suppress is not None:
-        work.alerts = ReplayedAlerts(suppress)
-    with writer:
-        done = 0
-        for piece in index.pieces(piece_bytes):
-            work.take(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(done, len(index))
-        work.finish(index.requests())
-        for recording in recordings:
-            writer.write_stops(recording.stops())
+    work = _Replay(
+        RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health),
+        judge,
+        health,
+        new_recording(run_directory, recordings, decoder, manifest or {}, content, hmac_key),
+        conclude or cautious_verdict,
+        correlate,
+        ReplayedAlerts(suppress) if suppress is not None else None,
+    )
+    work.run(recordings, index, piece_bytes, progress)
     return work.outcome()
 
 
@@ -159,6 +148,25 @@ class _Replay:
     _counts: Counter[str] = field(default_factory=Counter)
     _dropped: Counter[str] = field(default_factory=Counter)
     _kept: KeptRows = field(default_factory=KeptRows)
+
+    def run(
+        self,
+        recordings: Sequence[Recording],
+        index: RowIndex,
+        piece_bytes: int,
+        progress: Progress | None,
+    ) -> None:
+        """Judge every row, and close the new recording."""
+        with self.writer:
+            done = 0
+            for piece in index.pieces(piece_bytes):
+                self.take(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, len(index))
+            self.finish(index.requests())
+            for recording in recordings:
+                self.writer.write_stops(recording.stops())
 
     def take(self, piece: Sequence[Row]) -> None:
         """Decode and judge rows in replay order."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from replay_rules import RULE_A
 
 from nae_monitor.detect import Correlator, Judge, load_rules
 from nae_monitor.recording import RecordingWriter, RequestRecord
@@ -22,21 +23,14 @@ from nae_monitor.records import (
 from nae_monitor.replay import ReplayRun, replay
 
 SECOND_NS = 10**9
-RULES = """\
-schema_version: 1
-title: A
-id: 6b1f0c1e-3c1d-4c7e-9a53-0d7f6a4b9e01
-name: a
-severity: medium
-detection: {s: {keywords: {any: [hide]}}, condition: s}
-suppress: {group_by: [session_id], for: 60s}
+RULES = f"""{RULE_A}suppress: {{group_by: [session_id], for: 60s}}
 ---
 schema_version: 1
 title: Twice
 id: 6b1f0c1e-3c1d-4c7e-9a53-0d7f6a4b9e02
 name: twice
 severity: high
-aggregation: {type: event_count, rules: [a], window: {tokens: 9}, condition: {gte: 2}}
+aggregation: {{type: event_count, rules: [a], window: {{tokens: 9}}, condition: {{gte: 2}}}}
 """
 
 

@@ -5,20 +5,14 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from replay_rules import RULE_A
 
 from nae_monitor.detect import Correlator, RuleSet, Sample, load_rules
 from nae_monitor.recording import RequestRecord
 from nae_monitor.records import Coverage, Finding, FindingState, Request, VerdictState
 from nae_monitor.replay.correlation import correlated
 
-RULES = """\
-schema_version: 1
-title: A
-id: 6b1f0c1e-3c1d-4c7e-9a53-0d7f6a4b9e01
-name: a
-severity: medium
-detection: {s: {keywords: {any: [hide]}}, condition: s}
----
+RULES = f"""{RULE_A}---
 schema_version: 1
 title: Rate in a session
 id: 6b1f0c1e-3c1d-4c7e-9a53-0d7f6a4b9e02
@@ -28,8 +22,8 @@ aggregation:
   type: event_rate
   rules: [a]
   group_by: [session_id]
-  window: {samples: 4}
-  condition: {gte: 0.5}
+  window: {{samples: 4}}
+  condition: {{gte: 0.5}}
   min_samples: 2
 ---
 schema_version: 1
@@ -38,7 +32,7 @@ id: 6b1f0c1e-3c1d-4c7e-9a53-0d7f6a4b9e03
 name: count
 severity: medium
 aggregation:
-  {type: event_count, rules: [a], window: {tokens: 5}, condition: {gte: 2}, min_samples: 3}
+  {{type: event_count, rules: [a], window: {{tokens: 5}}, condition: {{gte: 2}}, min_samples: 3}}
 """
 NOTHING = Coverage(0, 0, 0, 0, 0, 0, {})
 
