@@ -21,6 +21,7 @@ from nae_monitor.errors import InputDataError
 from nae_monitor.models import Target, load_target
 from nae_monitor.train import ar, av, lora
 from nae_monitor.train.batches import padded
+from nae_monitor.train.halves import training_attention
 from nae_monitor.train.lora import LoraOptions
 from nae_monitor.train.stages import AR_CONTRAST, unit_mean
 
@@ -74,8 +75,7 @@ def variants(half: Half, work: Work, dtype: torch.dtype) -> tuple[Variant, Varia
         InputDataError: examples of ``work.tokens`` have no room behind the prompt.
     """
     target = load_target(work.target, dtype=dtype, device=work.device)
-    # On a GPU the trainer keeps the fused kernel; see nae_monitor.train.halves.
-    own = "eager" if work.device == "cpu" else PLAIN_ATTENTION
+    own = training_attention(work.device) or PLAIN_ATTENTION
     model = lora.add_adapters(target.model, work.lora, seed=work.seed)
     build = _av_steps if half == "AV" else _ar_steps
     trained, fast, plain = build(target, model, work, dtype)
