@@ -1,29 +1,29 @@
 """Alerts on a Kafka topic, at least once from the outbox on.
 
-The settings of the producer are not taste. An idempotent producer of kafka-python 3.0.12 stalls
-for ever after a batch expired or a broker lost its state; the client's own buffer has no bound;
-a first send waits for metadata. So: no idempotence, a cap on records in flight here, one
-request in flight for the order, and a watchdog that replaces a producer that went quiet.
+The client's own buffer has no bound, and a producer may go quiet for ever. So: a cap on records in
+flight here, one request in flight for the order, and a watchdog that replaces the producer.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kafka import KafkaProducer
 from kafka.errors import (
     InvalidRecordError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
 )
 
 from nae_monitor.alert.event import AlertEvent, to_event
-from nae_monitor.alert.kafka_address import outbox_path, servers
+from nae_monitor.alert.kafka_address import outbox_path
+from nae_monitor.alert.kafka_producer import connect, discard, unknown_topics
+from nae_monitor.alert.kafka_topics import RouteTopics
 from nae_monitor.alert.outbox import Outbox, Row
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import log
@@ -31,15 +31,10 @@ from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S, Threaded
 from nae_monitor.health import Health
 from nae_monitor.settings import KafkaSettings
 
-API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
-MAX_BLOCK_MS = 200
 MAX_IN_FLIGHT_RECORDS = 200
 DELIVERY_TIMEOUT_S = 10.0
 POLL_S = 0.01
 CLOSE_PRODUCER_S = 0.3
-# A topic of a route that failed so often is left for the sink's own, for so long.
-TOPIC_TRIALS = 5
-AVOID_TOPIC_S = 60.0
 REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
 _ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
 
@@ -92,12 +87,12 @@ class KafkaSink(ThreadedSink):
         self._in_flight: deque[_Flight] = deque()
         self._cursor = 0  # rows up to here are acknowledged or in flight
         self._acked: set[int] = set()  # acknowledged, not yet deleted
-        self._topic_failures: Counter[str] = Counter()  # of routes' topics, in a row
-        self._avoid_until_s: dict[str, float] = {}  # by topic
+        self._topics = RouteTopics(self._settings)
         self._depth = 0
         self._is_down = False
         self._send_at_s = 0.0
         self._send_pause_s = 0.0
+        self._unheard_since_s: float | None = None  # since when no send could begin
         super()._start_afresh()
 
     def _open_outbox(self) -> Outbox:
@@ -156,9 +151,7 @@ class KafkaSink(ThreadedSink):
     def _events(self, alert: RedactedAlert) -> list[AlertEvent]:
         """The alert's event, once for each topic that its routes lead to."""
         event = to_event(alert, self._policy)
-        own = self._settings.topics
-        topics = dict.fromkeys(own.get(route, "") for route in alert.routes or ("",))
-        return [replace(event, topic=topic) for topic in topics]
+        return [replace(event, topic=topic) for topic in self._topics.of_routes(alert.routes)]
 
     def _settle(self, outbox: Outbox) -> None:
         """Forget rows that were acknowledged; start over where the producer failed."""
@@ -171,7 +164,7 @@ class KafkaSink(ThreadedSink):
                 self._in_flight.append(flight)
             elif error is None:
                 self._acked.add(flight.row.row_id)
-                self._topic_failures.pop(flight.topic, None)
+                self._topics.acknowledged(flight.topic)
                 self._tally.count("delivered")
             elif isinstance(error, REFUSED):
                 refused.append((flight.row, error))
@@ -180,10 +173,9 @@ class KafkaSink(ThreadedSink):
         for row, error in refused:
             self._refuse(outbox, row, error)
         self._forget_acknowledged(outbox)
-        overdue_s = self._delivery_timeout_s * 1.2
         if failed is not None:
             self._start_over(failed)
-        elif self._in_flight and time.monotonic() - self._in_flight[0].sent_at_s > overdue_s:
+        elif self._in_flight and self._is_overdue(self._in_flight[0].sent_at_s):
             self._start_over(TimeoutError())
 
     def _forget_acknowledged(self, outbox: Outbox) -> None:
@@ -198,70 +190,64 @@ class KafkaSink(ThreadedSink):
         for row in outbox.after(self._cursor, room):
             if row.row_id in self._acked:
                 continue
-            topic = self._topic_of(row)
+            topic, detour = self._topics.now(row.topic)
             try:
                 if self._producer is None:
-                    self._producer = self._connect()
+                    self._producer = connect(
+                        self._settings.bootstrap, self._topics.names, self._delivery_timeout_s
+                    )
                 future = self._producer.send(
                     topic, key=row.key, value=row.value, headers=row.headers
                 )
             except REFUSED as error:
                 self._refuse(outbox, row, error)
             except (KafkaError, OSError) as error:
-                self._note_failure(topic)
-                self._start_over(error)
+                self._topics.failed(self._unreachable(topic))
+                self._wait_for_brokers(error)
                 return
             else:
+                self._unheard_since_s = None
                 self._in_flight.append(_Flight(row, future, time.monotonic(), topic))
+                self._tally.count("rerouted", int(detour))
             self._cursor = row.row_id
 
-    def _topic_of(self, row: Row) -> str:
-        """The row's topic; the sink's own while a route's topic cannot be written to.
-
-        A topic that nobody made must not keep every alert behind it from going out.
-        """
-        if time.monotonic() < self._avoid_until_s.get(row.topic, 0.0):
-            self._tally.count("rerouted")
-            return self._settings.topic
-        return row.topic or self._settings.topic
-
-    def _note_failure(self, topic: str) -> None:
-        """A send to the topic could not even begin."""
-        if topic == self._settings.topic:  # then it is the brokers that are away
-            self._topic_failures.clear()
-            self._avoid_until_s.clear()
-            return
-        self._topic_failures[topic] += 1
-        if self._topic_failures[topic] >= TOPIC_TRIALS:
-            del self._topic_failures[topic]
-            self._avoid_until_s[topic] = time.monotonic() + AVOID_TOPIC_S
-
-    def _connect(self) -> Any:
-        return KafkaProducer(
-            bootstrap_servers=servers(self._settings.bootstrap),
-            client_id="nae-monitor",
-            api_version=API_VERSION,
-            max_block_ms=MAX_BLOCK_MS,
-            acks="all",
-            enable_idempotence=False,
-            max_in_flight_requests_per_connection=1,
-            delivery_timeout_ms=int(self._delivery_timeout_s * 1000),
-            request_timeout_ms=int(self._delivery_timeout_s * 500),
-            reconnect_backoff_max_ms=1000,
-            metrics_enabled=False,
-        )
+    def _unreachable(self, topic: str) -> set[str]:
+        """After a send to ``topic`` failed: the topics to which none could begin now."""
+        if self._producer is None:
+            return set(self._topics.names)
+        return {topic, *unknown_topics(self._producer, self._topics.names)}
 
     def _refuse(self, outbox: Outbox, row: Row, error: Exception) -> None:
         outbox.reject(row.row_id, type(error).__name__)
         self._depth = outbox.depth()
         self._tally.dropped("refused")
 
+    def _wait_for_brokers(self, error: Exception) -> None:
+        """No send could begin: pause, and let the producer go on asking, up to the usual time.
+
+        On a busy machine an answer can take longer than a send may wait; a new producer for each
+        trial would never hear it.
+        """
+        if self._unheard_since_s is None:
+            self._unheard_since_s = time.monotonic()
+        if not isinstance(error, KafkaTimeoutError) or self._is_overdue(self._unheard_since_s):
+            self._start_over(error)
+        else:
+            self._pause_sending(error)
+
+    def _is_overdue(self, since_s: float) -> bool:
+        return time.monotonic() - since_s > self._delivery_timeout_s * 1.2
+
     def _start_over(self, error: Exception) -> None:
         """Throw the producer away and, after a pause, send again all that has no answer."""
-        self._tally.count(f"retried.{type(error).__name__}")
         self._discard_producer(0.0)
+        self._unheard_since_s = None
         self._in_flight.clear()
         self._cursor = 0
+        self._pause_sending(error)
+
+    def _pause_sending(self, error: Exception) -> None:
+        self._tally.count(f"retried.{type(error).__name__}")
         self._send_pause_s = min(BACKOFF_LAST_S, max(BACKOFF_FIRST_S, self._send_pause_s * 2))
         self._send_at_s = time.monotonic() + self._send_pause_s
         if not self._is_down:
@@ -280,14 +266,8 @@ class KafkaSink(ThreadedSink):
 
     def _discard_producer(self, timeout_s: float) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=timeout_s)
-        except Exception as error:  # noqa: BLE001 - close of kafka-python can raise anything
-            self._tally.count(f"producer_close.{type(error).__name__}")
-            # It then leaves its network thread running, which would go on sending.
-            producer._sender.force_close()
+        if producer is not None and (failure := discard(producer, timeout_s)):
+            self._tally.count(f"producer_close.{failure}")
 
     def _finish(self) -> None:
         """Commit what is still queued, then let go of broker and file; rows stay."""

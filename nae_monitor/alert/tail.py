@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from kafka import KafkaConsumer
 
-from nae_monitor.alert.kafka import API_VERSION
 from nae_monitor.alert.kafka_address import servers
+from nae_monitor.alert.kafka_producer import API_VERSION
 from nae_monitor.errors import InputDataError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024

@@ -11,26 +11,31 @@ from pathlib import Path
 
 import pytest
 from alert_parts import Broker, make_alert, make_policy, wait_until
+from hypothesis import given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
 from rich.console import Console
 
-from nae_monitor.alert import ContentPolicy, build_sinks, consume_kafka, kafka
+from nae_monitor.alert import ContentPolicy, Sinks, build_sinks, consume_kafka, kafka_producer
 from nae_monitor.alert.console import render
 from nae_monitor.alert.event import to_event
-from nae_monitor.alert.kafka import TOPIC_TRIALS, KafkaSink
+from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_address import check
 from nae_monitor.alert.otel_mapping import evaluation_attributes, span_attributes
-from nae_monitor.alert.outbox import Outbox, Row
+from nae_monitor.alert.outbox import Outbox
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
-from nae_monitor.records import Alert, StopOutcome
+from nae_monitor.records import Alert, Severity, StopOutcome
 from nae_monitor.settings import (
     AlertSettings,
+    ConsoleSettings,
     JsonlSettings,
     KafkaSettings,
     PrivacySettings,
     Settings,
     SinkSettings,
 )
+from nae_monitor.testing import ListSink
 
 OLD_TABLE = """CREATE TABLE {name} (row_id INTEGER PRIMARY KEY AUTOINCREMENT, {more}
 severity INTEGER NOT NULL, key BLOB NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL,
@@ -100,8 +105,8 @@ def test_an_ended_generation_is_a_blocked_action_to_a_security_lake() -> None:
 def test_kafka_topics_are_chosen_by_route(
     broker: Broker, tmp_path: Path, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each topic's first send waits for its metadata: on a busy machine longer than usual.
-    monkeypatch.setattr(kafka, "MAX_BLOCK_MS", 20_000)
+    # The first send waits for metadata: on a busy machine longer than usual.
+    monkeypatch.setattr(kafka_producer, "MAX_BLOCK_MS", 20_000)
     topics = {"oncall": "nae.oncall", "siem": "nae.siem"}
     outbox = str(tmp_path / "o.sqlite")
     settings = KafkaSettings(broker.bootstrap, "nae.alerts", outbox=outbox, topics=topics)
@@ -116,24 +121,6 @@ def test_kafka_topics_are_chosen_by_route(
         found = list(islice(reading, len(sequences_there)))
         assert [alert.data["unmapped"]["nae.sequence"] for alert in found] == sequences_there
     assert sink.stats() == {"accepted": 6, "delivered": 6, "pending": 0}
-
-
-def test_a_topic_that_cannot_be_written_to_keeps_no_alert_back(
-    sleeping_broker: Broker, tmp_path: Path, health: Health
-) -> None:
-    settings = KafkaSettings(
-        sleeping_broker.bootstrap, outbox=str(tmp_path / "o"), topics={"oncall": "nae.oncall"}
-    )
-    sink = KafkaSink(settings, make_policy(), health)
-    row = Row(1, b"", [], b"", "nae.oncall")
-    for _ in range(TOPIC_TRIALS - 1):
-        sink._note_failure("nae.oncall")
-    assert sink._topic_of(row) == "nae.oncall"
-    sink._note_failure("nae.oncall")
-    assert sink._topic_of(row) == settings.topic
-    sink._note_failure(settings.topic)  # the whole broker is away: no fault of that topic
-    assert sink._topic_of(row) == "nae.oncall"
-    sink.close(1.0)
 
 
 def test_a_topic_of_a_route_is_checked_at_the_start() -> None:
@@ -189,3 +176,78 @@ def test_a_topic_map_that_is_none_is_refused_with_its_place(kafka: str, said: st
     with pytest.raises(ConfigurationError, match=said) as caught:
         Settings.from_yaml("monitor.yaml", f"alert: {{sinks: [{{kafka: {kafka}}}]}}\n")
     assert caught.value.problems[0].where.line == 1
+
+
+def severities(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line)["severitytext"].lower() for line in lines]
+
+
+def emitted(settings: AlertSettings, health: Health) -> None:
+    """One alert of each severity."""
+    sinks = build_sinks(settings, PrivacySettings(), health)
+    for number, severity in enumerate(Severity):
+        sinks.emit(make_alert(number, severity=severity))
+    assert sinks.close(20.0)
+
+
+def test_informational_alerts_stay_here_unless_a_sink_asks_for_them(
+    tmp_path: Path, health: Health
+) -> None:
+    usual, every, grave = (tmp_path / name for name in ("usual", "every", "grave"))
+    settings = AlertSettings(
+        (
+            jsonl(usual),
+            SinkSettings("jsonl", JsonlSettings(str(every), min_severity="informational")),
+            SinkSettings("jsonl", JsonlSettings(str(grave), min_severity="high")),
+        )
+    )
+    emitted(settings, health)
+    assert severities(usual) == ["low", "medium", "high", "critical"]
+    assert severities(every) == [severity.value for severity in Severity]
+    assert severities(grave) == ["high", "critical"]
+    counters = health.counters()
+    assert counters["alert.jsonl.below_severity"] == 1
+    assert counters["alert.jsonl#3.below_severity"] == 3
+    assert "alerts.below_severity" not in counters  # each of them reached somebody
+
+
+def test_an_alert_that_no_sink_takes_for_its_severity_is_counted(
+    tmp_path: Path, health: Health
+) -> None:
+    emitted(AlertSettings((jsonl(tmp_path / "a"),), min_severity="medium"), health)
+    assert severities(tmp_path / "a") == ["medium", "high", "critical"]
+    assert health.counters()["alerts.below_severity"] == 2
+
+
+@given_settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(Severity), st.booleans()), max_size=5))
+def test_every_alert_is_taken_or_counted_by_each_sink_that_it_is_meant_for(
+    sinks: list[tuple[Severity, bool]],
+) -> None:
+    health, lists = Health(), {f"s{n}": ListSink() for n in range(len(sinks))}
+    routes = {f"s{n}": frozenset({"a"}) for n, (_, only) in enumerate(sinks) if only}
+    least = {f"s{n}": severity for n, (severity, _) in enumerate(sinks)}
+    built = Sinks(lists, health, routes, least)
+    for number, severity in enumerate(Severity):
+        built.emit(replace(make_alert(number, severity=severity), routes=("b",)))
+    for name, sink in lists.items():
+        below = health.counters().get(f"alert.{name}.below_severity", 0)
+        assert len(sink.alerts) + below == (0 if name in routes else len(Severity))
+        assert all(alert.severity.rank >= least[name].rank for alert in sink.alerts)
+
+
+def test_the_least_severity_is_configured_for_all_sinks_and_for_one(tmp_path: Path) -> None:
+    text = (
+        "alert:\n  min_severity: medium\n"
+        "  sinks: [console, {console: {min_severity: critical, routes: [oncall]}}]\n"
+    )
+    settings = Settings.from_yaml(tmp_path / "c.yaml", text).alert
+    assert settings.min_severity == "medium"
+    assert [one.options for one in settings.sinks] == [
+        ConsoleSettings(),
+        ConsoleSettings(("oncall",), "critical"),
+    ]
+    assert Settings().alert.min_severity == "low"
+    with pytest.raises(ConfigurationError, match="min_severity is 'loud'"):
+        Settings.from_yaml(tmp_path / "c.yaml", text.replace("medium", "loud"))
