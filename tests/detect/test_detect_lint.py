@@ -163,7 +163,7 @@ def test_a_broken_file_does_not_hide_what_others_deserve(tmp_path: Path) -> None
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match="no rule file there"):
+    with pytest.raises(RuleError, match="no such rule file"):
         lint([tmp_path / "nowhere"])
 
 
