@@ -21,14 +21,23 @@ def lock(
 ) -> None:
     """Write each rule's version and content hash, or check them.
 
-    Exit code 1, and nothing is written, where a rule changed and its version was not raised; tests
-    may change freely.
+    Exit code 1, and nothing is written, where a rule changed and its version was not raised: what
+    it says, or a vector that it compares activations with. Tests may change freely.
     """
     from nae_monitor.detect import load_rules
-    from nae_monitor.detect.tools.lock import lock_faults, lock_of, lock_text, read_lock
+    from nae_monitor.detect.tools.lock import (
+        lock_faults,
+        lock_of,
+        lock_text,
+        missing_directions,
+        read_lock,
+    )
 
-    now = lock_of(load_rules(rules_at(paths)))
+    loaded = load_rules(rules_at(paths))
     locked = read_lock(file) if check or file.exists() else {}
+    now = lock_of(loaded, locked)
+    for line in missing_directions(loaded):
+        error_line(line, "warning: ")
     faults = lock_faults(locked, now)
     if check and not faults and locked != now:
         faults = [f"{file}: out of date; write it anew with `rules lock`"]

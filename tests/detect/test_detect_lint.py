@@ -66,6 +66,7 @@ BAD_AND_GOOD = {
         rule("{fuzzy: {any: [concealing everything], score: 88}}"),
     ),
     "NM205": (rule("{regex: ['asks']}"), CLEAN),
+    "NM503": (CLEAN + "scope: {phase: [tool]}\n", CLEAN + "scope: {phase: [prompt]}\n"),
     "NM301": (
         rule("{semantic: {exemplars: [they conceal it], threshold: 0.6}}"),
         rule("{semantic: {exemplars: [they conceal it], negatives: [other], threshold: 0.6}}"),
@@ -300,3 +301,19 @@ def test_sarif_has_the_shape_of_its_standard(tmp_path: Path) -> None:
     (mend,) = [r["fixes"][0] for r in run["results"] if "fixes" in r]
     (change,) = mend["artifactChanges"][0]["replacements"]
     assert change["insertedContent"] == {"text": "severity"}
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ("[tool]", "the rule can never match"),
+        ("[prompt, tool]", "the rule matches in the other phases only"),
+    ],
+)
+def test_a_phase_that_is_never_captured_is_told(tmp_path: Path, phases: str, said: str) -> None:
+    text = CLEAN + f"scope: {{phase: {phases}}}\n"
+    (diagnostic,) = found(tmp_path, text)
+    assert (diagnostic.code, diagnostic.level) == ("NM503", "warning")
+    assert diagnostic.message.endswith(said)
+    assert diagnostic.where.line == text.count("\n")
+    assert found(tmp_path, text.rstrip() + "  # nae: ignore[NM503]\n") == []

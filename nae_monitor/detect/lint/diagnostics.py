@@ -74,6 +74,7 @@ def _codes() -> dict[str, Code]:
         "NM303": "a negative that its own selection matches",
         "NM401": "a gate on cosine, which does not carry over between NLA pairs",
         "NM501": "a count that the sampling can never reach",
+        "NM503": "a scope on a phase that is never captured",
         "NM502": "generation is stopped on a single text selection",
         "NM601": "no test that expects a match, or none that expects no match",
         "NM602": "an exception that has expired",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nae_monitor.detect.lint.diagnostics import Diagnostic, diagnose
 from nae_monitor.detect.lint.subject import LintSubject
+from nae_monitor.records import Phase
 
 
 def check_gate(subject: LintSubject) -> Iterator[Diagnostic]:
@@ -32,6 +33,19 @@ def check_count(subject: LintSubject) -> Iterator[Diagnostic]:
                 f"{share:.3g} of the tokens are decoded, {samples:.3g} a window"
             )
             yield diagnose("NM501", where, message, "widen the window or sample more")
+
+
+def check_phase(subject: LintSubject) -> Iterator[Diagnostic]:
+    """NM503: capture tells prompts from completions, and never sets the phase of a tool's text."""
+    phases = subject.get("scope", "phase")
+    if not isinstance(phases, list) or Phase.TOOL.value not in phases:
+        return
+    path = ("scope", "phase", phases.index(Phase.TOOL.value))
+    only = all(phase == Phase.TOOL.value for phase in phases)
+    effect = "the rule can never match" if only else "the rule matches in the other phases only"
+    message = f"no activation is captured in the phase 'tool' yet: {effect}"
+    mend = "use `prompt`: what a tool returns is read as part of the next prompt"
+    yield diagnose("NM503", subject.mark(*path), message, mend)
 
 
 def check_tests(subject: LintSubject) -> Iterator[Diagnostic]:

@@ -9,7 +9,13 @@ from pathlib import Path
 from nae_monitor.detect.bounds import CODE as OVER_BOUNDS
 from nae_monitor.detect.lint.conditions import check_condition, check_stop
 from nae_monitor.detect.lint.diagnostics import Diagnostic, Level, from_problem
-from nae_monitor.detect.lint.documents import check_count, check_expiry, check_gate, check_tests
+from nae_monitor.detect.lint.documents import (
+    check_count,
+    check_expiry,
+    check_gate,
+    check_phase,
+    check_tests,
+)
 from nae_monitor.detect.lint.fixes import edit_for, fixed
 from nae_monitor.detect.lint.ignores import without_ignored
 from nae_monitor.detect.lint.selections import (
@@ -43,6 +49,7 @@ CHECKS: tuple[Callable[[LintSubject], Iterator[Diagnostic]], ...] = (
     check_sentences,
     check_gate,
     check_count,
+    check_phase,
     check_tests,
     check_expiry,
 )

@@ -1,4 +1,7 @@
-"""A lock file: the version and content of every rule, so that no rule changes under its version."""
+"""A lock file: the version and content of every rule, so that no rule changes under its version.
+
+The vectors that a rule compares activations with are content, too: they are held by their digests.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -19,7 +23,8 @@ LOCK_VERSION = 1
 MAX_LOCK_BYTES = 16 * 1024 * 1024
 _NOT_CONTENT = ("version", "tests")  # examples may be added without a new version
 
-Lock = Mapping[str, Mapping[str, str]]
+Lock = Mapping[str, Mapping[str, Any]]  # rule id -> name, version, sha256, directions
+_TEXTS = ("name", "version", "sha256")
 
 
 def content_sha256(rule: Rule | AggregationRule) -> str:
@@ -29,12 +34,34 @@ def content_sha256(rule: Rule | AggregationRule) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def lock_of(rule_set: RuleSet) -> Lock:
-    """The lock of a rule set, aggregation rules included, by rule id."""
-    return {
-        rule.id: {"name": rule.name, "version": rule.version, "sha256": content_sha256(rule)}
-        for rule in rule_set.every
-    }
+def lock_of(rule_set: RuleSet, locked: Lock = MappingProxyType({})) -> Lock:
+    """The lock of a rule set, aggregation rules included, by rule id.
+
+    Of directions whose file is not there, what ``locked`` knows is kept.
+    """
+    return {rule.id: _entry(rule, locked.get(rule.id, {})) for rule in rule_set.every}
+
+
+def _entry(rule: Rule | AggregationRule, locked: Mapping[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": rule.name, "version": rule.version}
+    entry["sha256"] = content_sha256(rule)
+    directions = {d.source: d.digest for d in rule.directions()} if isinstance(rule, Rule) else {}
+    if directions:
+        known = locked.get("directions", {})
+        entry["directions"] = {
+            source: digest or known.get(source, "") for source, digest in directions.items()
+        }
+    return entry
+
+
+def missing_directions(rule_set: RuleSet) -> list[str]:
+    """Directions that cannot be held to a version because their file is not there; a line each."""
+    return [
+        f"{rule.name}: {direction.source} is not there, so its content cannot be checked"
+        for rule in rule_set.rules
+        for direction in rule.directions()
+        if direction.vector is None
+    ]
 
 
 def lock_faults(locked: Lock, now: Lock) -> list[str]:
@@ -45,11 +72,21 @@ def lock_faults(locked: Lock, now: Lock) -> list[str]:
         if old is None:
             continue
         was, version = old["version"], entry["version"]
-        if entry["sha256"] != old["sha256"] and not _higher(version, was):
-            faults.append(f"{entry['name']}: changed, and its version is {version} after {was}")
+        changed = "" if entry["sha256"] == old["sha256"] else "changed"
+        if moved := _changed_directions(old, entry):
+            changed = changed or f"its direction {moved[0]} changed"
+        if changed and not _higher(version, was):
+            faults.append(f"{entry['name']}: {changed}, and its version is {version} after {was}")
         elif version != was and not _higher(version, was):
             faults.append(f"{entry['name']}: its version went from {was} to {version}")
     return faults
+
+
+def _changed_directions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Directions known on both sides that are not the same vector any more."""
+    before = old.get("directions", {})
+    now = new.get("directions", {})
+    return [s for s in sorted(now) if before.get(s) and now[s] and before[s] != now[s]]
 
 
 def _higher(new: str, old: str) -> bool:
@@ -84,7 +121,13 @@ def read_lock(path: Path) -> Lock:
     if not isinstance(rules, dict) or value.get("lock_version") != LOCK_VERSION:
         raise InputDataError(f"{path}: is not a lock file of version {LOCK_VERSION}")
     for entry in rules.values():
-        keys = ("name", "version", "sha256")
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in keys):
+        if not _is_entry(entry):
             raise InputDataError(f"{path}: is damaged; write it anew with `rules lock`")
     return rules
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in _TEXTS):
+        return False
+    directions = entry.get("directions", {})
+    return isinstance(directions, dict) and all(isinstance(d, str) for d in directions.values())
