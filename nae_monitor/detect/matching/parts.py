@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from rapidfuzz import fuzz
+
 from nae_monitor.detect.matchers import (
     FuzzyMatcher,
     KeywordMatcher,
@@ -179,11 +181,14 @@ class FuzzyPart:
             OverBudgetError: too many phrases may be in too long a text.
         """
         best: dict[Phrase, Hit] = {}
-        candidates = self._index.candidates(text)
-        if len(text) * sum(len(self._phrases[n].text) for n in candidates) > MAX_WORK:
+        places = self._index.places(text)
+        if len(text) * sum(len(self._phrases[n].text) for n, _, _ in places) > MAX_WORK:
             raise OverBudgetError
-        for number in candidates:
+        for number, start, end in places:
             phrase = self._phrases[number]
+            # Most share letters with a stretch of the text and no more: scored there, they are out.
+            if end - start < len(text) and not _may_hit(phrase, text[start:end]):
+                continue
             hit = fuzzy_hit(phrase.text, text, phrase.score, "partial_ratio")
             if hit is not None:
                 best[phrase] = hit
@@ -193,3 +198,7 @@ class FuzzyPart:
         matcher = self._matchers[slot]
         phrases = (Phrase(text, matcher.score, matcher.exact) for text in matcher.phrases)
         return [best[phrase] for phrase in phrases if phrase in best]
+
+
+def _may_hit(phrase: Phrase, stretch: str) -> bool:
+    return fuzz.partial_ratio(phrase.text, stretch, score_cutoff=phrase.score) >= phrase.score

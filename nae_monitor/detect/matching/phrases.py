@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,20 +62,28 @@ class PhraseIndex:
         trigrams = _trigrams(text)
         if not len(self._numbers) or not len(trigrams):
             return found
-        first: NDArray[np.int64] = np.full(len(self._numbers), len(text), dtype=np.int64)
-        last: NDArray[np.int64] = np.zeros(len(self._numbers), dtype=np.int64)
+        spans: dict[int, tuple[int, int]] = {}
         for start in range(0, len(trigrams), STRETCH_CHARS):
             stretch = trigrams[start : start + STRETCH_CHARS + self._longest_chars]
-            stride = -(-min(len(stretch), STRETCH_CHARS) // BLOCKS)
-            rows, blocks = np.nonzero(self._shared(stretch, stride) >= self._needed[:, None])
-            np.minimum.at(first, rows, start + blocks * stride)
-            np.maximum.at(last, rows, start + (blocks + 1) * stride + self._longest_chars)
-        for row in np.flatnonzero(last).tolist():
-            end = min(int(last[row]), len(text))
+            for row, begin, end in self._held(stretch):
+                # Stretches ascend, so the first that holds a phrase has its earliest place.
+                spans[row] = spans.get(row, (start + begin,))[0], start + end
+        for row, (begin, end) in spans.items():
+            end = min(end, len(text))
             # No shorter than the phrase: partial_ratio slides the shorter text over the longer.
-            begin = max(0, min(int(first[row]), end - self._longest_chars))
+            begin = max(0, min(begin, end - self._longest_chars))
             found.append((int(self._numbers[row]), begin, end))
         return sorted(found)
+
+    def _held(self, trigrams: Codes) -> Iterator[tuple[int, int, int]]:
+        """The rows of phrases that share enough with a block, and from where to where they do."""
+        stride = -(-min(len(trigrams), STRETCH_CHARS) // BLOCKS)
+        enough = self._shared(trigrams, stride) >= self._needed[:, None]
+        rows = np.flatnonzero(enough.view(np.uint64))
+        held = enough[rows]
+        begins = held.argmax(axis=1) * stride
+        ends = (BLOCKS - held[:, ::-1].argmax(axis=1)) * stride + self._longest_chars
+        yield from zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True)
 
     def _shared(self, trigrams: Codes, stride: int) -> NDArray[np.uint8]:
         """How many trigrams each phrase shares with each block [phrases, blocks]."""
