@@ -80,7 +80,7 @@ def test_a_problem_says_what_and_how_to_mend_it(text: str, said: str) -> None:
     assert said in problem
 
 
-@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1" + "0" * 400])
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1.0e+400"])
 def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
     (problem,) = problems_of(f"name: x\ninner: {{share: {number}}}")
     assert "expected a finite number" in problem
