@@ -179,6 +179,7 @@ def decoded(pair: Pair, recipe: Recipe, rows: list[dict[str, Any]]) -> Iterator[
             "phase": row["phase"],
             "layer": recipe.collect.layer,
             "model": recipe.target,
+            "nla_id": recipe.nla_id,
             "fve": fidelity.fve,
             "cosine": fidelity.cosine,
         }

@@ -11,7 +11,6 @@ import typer
 
 from nae_monitor.cli import rules_options as options
 from nae_monitor.cli.configuration import JsonOption
-from nae_monitor.cli.rules_backtest_view import backtest_as_json, print_backtest
 from nae_monitor.cli.rules_corpus import samples_at
 from nae_monitor.cli.terminal import errors, json_line
 
@@ -62,6 +61,7 @@ def backtest(
     """
     from rich.progress import Progress
 
+    from nae_monitor.cli.rules_backtest_view import backtest_as_json, print_backtest
     from nae_monitor.detect import Judge
     from nae_monitor.detect.tools.backtest import backtest as run
     from nae_monitor.detect.tools.expectations import read_expectations

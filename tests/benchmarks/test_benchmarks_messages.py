@@ -80,6 +80,7 @@ def test_lines_are_a_corpus_that_backtest_reads(
     texts = {d.text for d, _ in documents}
     for line, sample in zip(lines, samples, strict=True):
         assert sample.decoding.text == line["explanation"]
+        assert line["nla_id"] == trained[2].nla_id
         assert sample.transcript.prompt in texts
         assert sample.decoding.fve == pytest.approx(line["fve"], nan_ok=True)
 
