@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from reporting.script import clear_errors, progress, run
+from reporting.script import QuickOption, clear_errors, progress, run
 
 from nae_monitor.cli.terminal import output
 from nae_monitor.decode.fidelity import measure
@@ -40,10 +40,12 @@ from nae_monitor.train.wheels import corpus_wheels
 
 HELD_OUT = ("test", "validation", "ood")
 DECODE_BATCH = 128
+QUICK_MESSAGES = 24
+OUT = Path("build") / "message_decodes.jsonl"
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],
+    out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")] = OUT,
     av: Annotated[str, typer.Option(help="Verbalizer: directory or embedded name.")] = EMBEDDED_AV,
     ar: Annotated[str, typer.Option(help="Reconstructor, likewise.")] = EMBEDDED_AR,
     messages: Annotated[int, typer.Option(min=1, help="At most so many.")] = 10_000,
@@ -54,9 +56,12 @@ def main(
         Path | None,
         typer.Option(help="The recipe's own collection (nla train); nothing is collected anew."),
     ] = None,
+    quick: QuickOption = False,
 ) -> None:
     """Write decodes of messages; without options, of the ordinary ones never trained on."""
     with clear_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        messages = min(messages, QUICK_MESSAGES) if quick else messages
         fast = has_fast_bfloat16(torch.device("cpu"))
         dtype = torch.bfloat16 if fast else torch.float32
         av_dir, ar_dir = resolve_nla(av), resolve_nla(ar)
