@@ -19,6 +19,9 @@ MEND = "measure one with `nae-monitor nla calibrate`, and name it in detect.cali
 def calibration_for(settings: Settings, nla_id: str) -> Calibration | None:
     """The set that the configuration names, or that the reconstructor's directory holds.
 
+    A set that lies there for another pair is none: its reconstructor serves a verbalizer of the
+    user's own.
+
     Args:
         settings: of the monitor.
         nla_id: the pair that decodes.
@@ -28,11 +31,14 @@ def calibration_for(settings: Settings, nla_id: str) -> Calibration | None:
     """
     named = settings.detect.calibration
     directory = resolve_nla(settings.nla.ar)
-    found = read_calibration(Path(named)) if named else shipped_calibration(directory)
-    if found is not None and found.nla_id != nla_id:
+    if not named:
+        shipped = shipped_calibration(directory)
+        return shipped if shipped is not None and shipped.nla_id == nla_id else None
+    found = read_calibration(Path(named))
+    if found.nla_id != nla_id:
         message = f"is the calibration set of {found.nla_id!r}, not of {nla_id!r}"
         mend = "measure one with this pair (`nae-monitor nla calibrate`), or leave it out"
-        raise ConfigurationError([Problem(Mark(named or str(directory)), message, mend)])
+        raise ConfigurationError([Problem(Mark(named), message, mend)])
     return found
 
 

@@ -71,6 +71,10 @@ class ListSink:
         """Append."""
         self.alerts.append(alert)
 
+    def takes(self, alert: Alert) -> bool:
+        """Every alert."""
+        return True
+
     def close(self, deadline_s: float) -> bool:
         """Nothing is ever pending."""
         return True

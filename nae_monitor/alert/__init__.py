@@ -87,6 +87,13 @@ class Sinks:
             with self._health.guard(f"alert.{name}"):
                 sink.emit(alert)
 
+    def takes(self, alert: Alert) -> bool:
+        """Whether a sink is meant for the alert and it is grave enough for that one."""
+        return any(
+            self._is_meant_for(name, alert) and self._is_grave_enough(name, alert)
+            for name in self._sinks
+        )
+
     def _is_meant_for(self, name: str, alert: Alert) -> bool:
         return name not in self._routes or not self._routes[name].isdisjoint(alert.routes)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.records import Decoding
+from nae_monitor.strict_yaml import read_regular_file
 
 FILE_NAME = "calibration.json"  # in the reconstructor's directory, where a pair ships one
 MAX_FILE_BYTES = 32 * 1024 * 1024
@@ -75,8 +76,7 @@ def read_calibration(path: Path) -> Calibration:
         ConfigurationError: not there, too large, or not a calibration set.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_regular_file(path, MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
         return _calibration(json.loads(content))

@@ -138,7 +138,9 @@ class Aggregation:
 
     def _judge_from(self, group: _Group, first: int) -> list[Firing]:
         fired: list[Firing] = []
-        for index in range(first, self._end(group, first)):
+        # A sample that came before a waiting hit can end the wait of one whose window it is not in.
+        waiting_end = min(len(group.keys), self.rule.min_samples + 1)
+        for index in range(first, max(self._end(group, first), waiting_end)):
             anchor = group.samples[index]
             if not self._ends_a_window(group, index):
                 continue
@@ -156,11 +158,13 @@ class Aggregation:
 
         A hit among the first samples of a group waits for ``min_samples`` of them, so that a
         request is not left undecided for having begun with one. Where they do not come,
-        :meth:`ended` says so. An ordered sequence ends at its last step and nowhere else.
+        :meth:`ended` says so; a window of time or of several requests, whose samples may be gone
+        by then, does not wait. An ordered sequence ends at its last step and nowhere else.
         """
         rule = self.rule
         is_hit = rule.is_anchor(group.samples[index])
-        is_opening = group.floor is None and self._start(group, index) == 0
+        waits = rule.within_request and rule.window.unit != "time" and group.floor is None
+        is_opening = waits and self._start(group, index) == 0
         if rule.type == "temporal_ordered" or not is_opening or index + 1 > rule.min_samples:
             return is_hit
         whole = index + 1 == rule.min_samples

@@ -29,13 +29,22 @@ class Emitter:
         self._circuit = Circuit("alert", health, clock)
 
     def __call__(self, alerts: Iterable[Alert]) -> None:
-        """Emit each; never raises."""
+        """Emit each; never raises. One that no sink takes is counted by the sinks alone."""
         for alert in alerts:
-            emitted = False
+            emitted, taken = False, True
             with self._circuit.guard():
+                taken = self._sinks.takes(alert)
                 self._sinks.emit(alert)
                 emitted = True
-            self._health.count("alerts.emitted" if emitted else "alerts.lost")
+            if taken or not emitted:
+                self._health.count("alerts.emitted" if emitted else "alerts.lost")
+
+    def takes(self, alert: Alert) -> bool:
+        """Whether some sink takes it; yes where that cannot be told. Never raises."""
+        taken = True
+        with self._circuit.guard():
+            taken = self._sinks.takes(alert)
+        return taken
 
 
 class Outcomes:
@@ -154,14 +163,21 @@ class Outcomes:
                 self._acting.act(turn, decision)
 
     def _send(self, alerts: Sequence[Alert]) -> None:
-        """Emit what suppression lets through; all of it where suppression fails."""
-        passed = alerts
-        if alerts:
+        """Emit what suppression lets through; all of it where suppression fails.
+
+        What no sink takes opens no quiet period: a graver alert of the same rule may follow.
+        """
+        taken: list[Alert] = []
+        untaken: list[Alert] = []
+        for alert in alerts:
+            (taken if self._emit.takes(alert) else untaken).append(alert)
+        passed: Sequence[Alert] = taken
+        if taken:
             with self._health.guard("suppression"):
                 self._suppressor.use(self._rules().suppressions())
-                passed = self._suppressor.let_through(alerts)
-                self._health.count("alerts.held_back", len(alerts) - len(passed))
-        self._emit(passed)
+                passed = self._suppressor.let_through(taken)
+                self._health.count("alerts.held_back", len(taken) - len(passed))
+        self._emit([*passed, *untaken])
 
     def _unfinished(self, alerts: Sequence[Alert]) -> list[Alert]:
         """Alerts that go out before their turn is over, with what is known of its stop."""

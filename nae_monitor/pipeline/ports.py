@@ -40,3 +40,7 @@ class AlertSink(Protocol):
     def emit(self, alert: Alert) -> None:
         """Take one alert without waiting."""
         ...
+
+    def takes(self, alert: Alert) -> bool:
+        """Whether it goes anywhere: an alert that does not must not silence one that would."""
+        ...

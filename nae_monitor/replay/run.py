@@ -157,6 +157,7 @@ class _Replay:
         progress: Progress | None,
     ) -> None:
         """Judge every row, and close the new recording."""
+        stops = [tuple(recording.stops()) for recording in recordings]  # damage shows at once
         with self.writer:
             done = 0
             for piece in index.pieces(piece_bytes):
@@ -165,8 +166,8 @@ class _Replay:
                 if progress is not None:
                     progress(done, len(index))
             self.finish(index.requests())
-            for recording in recordings:
-                self.writer.write_stops(recording.stops())
+            for found in stops:
+                self.writer.write_stops(found)
 
     def take(self, piece: Sequence[Row]) -> None:
         """Decode and judge rows in replay order."""

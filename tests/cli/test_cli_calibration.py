@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nae_monitor.calibration import warn_of_unknown_percentiles
+from nae_monitor.calibration import calibration_for, warn_of_unknown_percentiles
 from nae_monitor.detect import Calibration, load_rules, read_calibration, write_calibration
 from nae_monitor.models import resolve_nla
 from nae_monitor.models.nla import list_in_checksums, verify_checksums
-from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV
+from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, Settings
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -177,6 +177,13 @@ def test_doctor_tells_of_the_set_and_of_its_lack(
     assert (there["state"], "fve of 40 decodes" in there["message"]) == ("ok", True)
     wrong = check(config(detect={**rules, "encoder": None, "calibration": str(foreign)}))
     assert (wrong["state"], "of 'another'" in wrong["message"]) == ("fault", True)
+
+
+def test_a_set_that_lies_beside_a_shared_reconstructor_is_not_taken_for_another_pair() -> None:
+    shipped = read_calibration(resolve_nla(EMBEDDED_AR) / "calibration.json")
+    taken = calibration_for(Settings(), shipped.nla_id)
+    assert taken is not None and taken.digest == shipped.digest
+    assert calibration_for(Settings(), "a-verbalizer-of-ones-own") is None
 
 
 def test_a_start_logs_which_rules_lack_a_set(

@@ -79,7 +79,8 @@ def naive_ends_a_window(
     last_step = one.type == "temporal_ordered"
     wanted = set(one.rules[-1:] if last_step else one.rules)
     hit = [bool(wanted & (s.hits | s.unsure)) for s in window]
-    if last_step or len(window) < len(peers) or len(window) > one.min_samples:
+    waits = "request_id" in one.group_by and one.window.unit != "time"
+    if last_step or not waits or len(window) < len(peers) or len(window) > one.min_samples:
         return hit[-1]
     return len(window) == one.min_samples and any(hit)
 
@@ -296,6 +297,12 @@ def test_a_first_hit_followed_by_none_leaves_nothing_undecided() -> None:
     aggregation = Aggregation(rule(min_samples=3), Counter())
     assert fired(aggregation, [sample(2, "a"), sample(5), sample(6), sample(7)]) == []
     assert aggregation.ended("r1", 1, {"request_id": "r1"})[1].state is NO_MATCH
+
+
+def test_a_hit_in_a_window_of_time_is_undecided_though_its_samples_are_let_go() -> None:
+    one = rule(window=Window("time", 10), min_samples=4, thresholds=(("gte", 1),))
+    samples = [sample(0, "a"), sample(12), *(sample(second) for second in range(25, 60))]
+    assert fired(Aggregation(one, Counter()), samples) == [(0, "undecided")]
 
 
 def test_hits_that_never_get_company_are_undecided() -> None:

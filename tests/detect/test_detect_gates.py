@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,6 +101,12 @@ def test_a_calibration_set_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_is_no_calibration_set_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "c.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigurationError, match=r"c\.json"):
+        read_calibration(tmp_path / "c.json")
+
+
+def test_a_named_pipe_is_refused_as_a_calibration_set_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(ConfigurationError, match="Not a regular file"):
         read_calibration(tmp_path / "c.json")
 
 

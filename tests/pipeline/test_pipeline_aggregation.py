@@ -123,6 +123,18 @@ def test_repeats_of_a_conversation_are_held_back_and_told_by_nobody_elses_alert(
     assert made.counter("alerts.findings_held_back_untold") == 4
 
 
+def test_an_alert_that_no_sink_takes_silences_none_that_one_would(
+    bench: MakeBench, tmp_path: Path
+) -> None:
+    made = bench(rules=rules(tmp_path, SINGLE, QUIET))
+    made.sink.takes = lambda alert: alert.request.request_id != "a"
+    for request_id in ("a", "b", "c"):
+        request(made, request_id, [6], "s")
+    sent = [alert.request.request_id for alert in alerts(made, "single")]
+    assert sent == ["a", "b"]  # "a" is handed over to be counted; it opened no quiet period
+    assert made.counter("alerts.emitted") == made.counter("alerts.held_back") == 1
+
+
 def test_no_finding_is_lost_between_alerts_counters_and_recording(
     bench: MakeBench, tmp_path: Path
 ) -> None:
