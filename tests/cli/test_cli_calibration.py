@@ -182,7 +182,8 @@ def test_doctor_tells_of_the_set_and_of_its_lack(
 def test_a_set_that_lies_beside_a_shared_reconstructor_is_not_taken_for_another_pair() -> None:
     shipped = read_calibration(resolve_nla(EMBEDDED_AR) / "calibration.json")
     taken = calibration_for(Settings(), shipped.nla_id)
-    assert taken is not None and taken.digest == shipped.digest
+    assert taken is not None
+    assert taken.digest == shipped.digest
     assert calibration_for(Settings(), "a-verbalizer-of-ones-own") is None
 
 
