@@ -15,10 +15,16 @@ ALERT_NAMESPACE = uuid.UUID("6ad4cbcb-16a8-5f0c-9b0e-54ae2f2d6a53")
 _PROCESS_SEQUENCE = itertools.count()
 
 
-def alert_id(request_id: str, rule_id: str, first_position: int) -> str:
-    """The deterministic id of an alert: UUID version 5 (RFC 9562) over its three parts."""
+def alert_id(request: Request, rule_id: str, first_position: int) -> str:
+    """The deterministic id of an alert: UUID version 5 (RFC 9562) over where it arose.
+
+    The start of the request's turn is part of it: an id that is used again is another alert's.
+    """
     # Lengths keep ("a", "bc") and ("ab", "c") apart, whatever the ids contain.
-    name = f"{len(request_id)}:{request_id}{len(rule_id)}:{rule_id}{first_position}"
+    name = (
+        f"{len(request.request_id)}:{request.request_id}{request.started_unix_ns}"
+        f"/{len(rule_id)}:{rule_id}{first_position}"
+    )
     return str(uuid.uuid5(ALERT_NAMESPACE, name.encode("utf-8", "surrogatepass").hex()))
 
 
@@ -121,7 +127,7 @@ class AlertFolder:
     def _alert(self, request: Request, fold: _Fold) -> Alert:
         finding = fold.finding
         return Alert(
-            alert_id=alert_id(request.request_id, finding.rule_id, fold.first_position),
+            alert_id=alert_id(request, finding.rule_id, fold.first_position),
             request=request,
             rule_id=finding.rule_id,
             rule_name=finding.rule_name,

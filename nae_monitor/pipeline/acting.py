@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from nae_monitor.detect import Decision
 from nae_monitor.health import Health
-from nae_monitor.pipeline.brake import Brake
+from nae_monitor.pipeline.brake import Brake, tokens_behind
 from nae_monitor.pipeline.ports import OnDecision
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.turn import Turn
@@ -69,12 +69,13 @@ class Acting:
         ]
 
     def ended(self, turn: Turn) -> None:
-        """Count and record what came of each stop that was ordered for a turn that is over."""
+        """Count what came of each stop ordered for a turn that is over; record what is new."""
         for wish in turn.stop_wishes.values():
             if wish.outcome is StopOutcome.REQUESTED:
                 stop = self._as_known(turn, wish)
                 self._health.count(f"actions.stop_generation.{stop.outcome}")
-                self._record(turn, stop)
+                if stop.outcome is not wish.outcome:
+                    self._record(turn, stop)
 
     def _record(self, turn: Turn, stop: Stop) -> None:
         if not self._recorder.stop(stop):
@@ -84,11 +85,12 @@ class Acting:
         """A wish with what came of it since."""
         if wish.outcome is not StopOutcome.REQUESTED:
             return wish
-        order = turn.stop_order
+        order = turn.stop_orders.get(wish.rule_id)
+        ended_at = order.ended_at if order is not None else None
         return replace(
             wish,
-            outcome=self._brake.known(turn),
-            behind_tokens=order.behind_tokens if order else None,
+            outcome=self._brake.known(turn, wish.rule_id),
+            behind_tokens=tokens_behind(wish.position, *ended_at) if ended_at else None,
             time_unix_ns=time.time_ns(),
         )
 

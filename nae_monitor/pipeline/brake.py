@@ -77,20 +77,26 @@ class Brake:
             return StopOutcome.WOULD_BLOCK, f"{holds} is in shadow"
         if turn.finished_unix_ns:
             return StopOutcome.TOO_LATE, ""
-        if turn.stop_order is None:
+        order = turn.stop_order
+        if order is None or order.outcome is StopOutcome.REFUSED:
             if not self._may_stop():
                 self._health.count("actions.stop_generation.over_limit")
                 limit = self._settings.max_stops_per_min
                 return StopOutcome.WOULD_BLOCK, f"more than {limit} stops a minute"
-            with self._changed:
-                turn.stop_order = StopOrder(decision.position, decision.within_tokens)
-                self._changed.notify_all()
+            order = StopOrder([])
+        if decision.within_tokens is not None:
+            order.limits.append((decision.position, decision.within_tokens))
+        turn.stop_orders[decision.rule_id] = order
+        with self._changed:
+            turn.stop_order = order
+            self._changed.notify_all()
         return StopOutcome.REQUESTED, ""
 
-    def known(self, turn: Turn) -> StopOutcome:
-        """What is known now of the order to end a turn."""
-        if turn.stop_order is not None and turn.stop_order.outcome is not None:
-            return turn.stop_order.outcome
+    def known(self, turn: Turn, rule_id: str) -> StopOutcome:
+        """What is known now of a rule's order to end a turn."""
+        order = turn.stop_orders.get(rule_id)
+        if order is not None and order.outcome is not None:
+            return order.outcome
         if not turn.finished_unix_ns:
             return StopOutcome.REQUESTED
         return StopOutcome.TOO_LATE if turn.asks_brake else StopOutcome.UNKNOWN
@@ -140,11 +146,13 @@ class Brake:
         if turn is None or turn.stop_order is None:
             return
         order = turn.stop_order
+        order.ended_at = (length_tokens, generated_tokens)
         order.outcome = StopOutcome.BLOCKED
         self._health.count("actions.stopped_sequences", request_id=request_id)
-        behind = tokens_behind(order.position, length_tokens, generated_tokens)
-        order.behind_tokens = behind
-        if order.within_tokens is not None and behind > order.within_tokens:
+        if any(
+            tokens_behind(position, length_tokens, generated_tokens) > within_tokens
+            for position, within_tokens in tuple(order.limits)
+        ):
             self._health.count("actions.stop_generation.over_budget", request_id=request_id)
 
     def confirm(self, request_id: str, *, ended: bool) -> bool:

@@ -209,6 +209,9 @@ class Outcomes:
     def over(self, why: str) -> None:
         """Nothing comes any more: tell what is known of every request under way."""
         self._send(self._unfinished(self._folder.finish_all()))
+        for turn in self._requests.under_way():
+            with self._health.guard("actions"):
+                self._acting.ended(turn)
         untold = sum(self._suppressor.pending().values())
         if untold:
             self._health.count("alerts.findings_held_back_untold", untold)

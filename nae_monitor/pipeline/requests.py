@@ -93,6 +93,11 @@ class Requests:
         watched = self._live.get(request_id)
         return tuple(watched.turns[::-1]) if watched is not None else ()
 
+    def under_way(self) -> tuple[Turn, ...]:
+        """Every turn that is not worked off."""
+        with self._changed:
+            return tuple(turn for watched in self._live.values() for turn in watched.turns)
+
     def generated(self, request_id: str) -> Turn | None:
         """Mark the end of a generation; its turn, None where there is none under way."""
         with self._changed:

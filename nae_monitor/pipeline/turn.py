@@ -12,12 +12,14 @@ from nae_monitor.transcripts import transcript_at
 
 @dataclass(slots=True)
 class StopOrder:
-    """That a turn's generation is to end, and whether it was ended."""
+    """That a turn's generation is to end, and whether it was ended.
 
-    position: int  # tokens, from 0: the hit that led to it
-    within_tokens: int | None  # generated after the hit; None: no limit was given
+    Rules that ask while it is open share it; one that asks after a refusal has its own.
+    """
+
+    limits: list[tuple[int, int]]  # of each rule that set one: its hit's position, within_tokens
     outcome: StopOutcome | None = None  # BLOCKED or REFUSED, once somebody said so
-    behind_tokens: int | None = None  # generated after the hit when it was ended
+    ended_at: tuple[int, int] | None = None  # tokens: length and generated, when it was ended
 
 
 class Turn:
@@ -44,7 +46,8 @@ class Turn:
         self.rows_seen = False
         self.unjudged: set[int] = set()  # positions queued and not judged; kept by the brake
         self.held_s = 0.0  # how long its generation was kept waiting
-        self.stop_order: StopOrder | None = None
+        self.stop_order: StopOrder | None = None  # the latest
+        self.stop_orders: dict[str, StopOrder] = {}  # by the id of each rule that asked
         self.asks_brake = False  # whether who generates it asks, token by token, if it is to end
         self.stop_wishes: dict[str, Stop] = {}  # by rule id, as they were when they came
         self.stops_unrecorded = False  # whether the recording refused one of them

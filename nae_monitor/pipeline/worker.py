@@ -89,10 +89,13 @@ class Worker:
         decoded = self._decoding.decode([row for row in rows if self._has_arrived(row)])
         for row, reason in decoded.dropped:
             self._drop(row, reason)
-        self._judge_all(decoded)
-        for item in items:
+        self._count_decoded(decoded)
+        decodings = dict(decoded.decodings)
+        for item in items:  # in order: behind an end may be rows of the request's next turn
             if isinstance(item, Ended):
                 self._end(item)
+            elif item in decodings:
+                self._judge_one(item, decodings[item])
 
     def _has_arrived(self, row: Row) -> bool:
         arrived = False
@@ -103,13 +106,11 @@ class Worker:
             self._drop(row, "copy_failed")
         return arrived
 
-    def _judge_all(self, decoded: Decoded) -> None:
+    def _count_decoded(self, decoded: Decoded) -> None:
         with self._gate.passing() as open_:
             if open_:
                 for row, _ in decoded.decodings:
                     self._outcomes.decoded(row)
-        for row, decoding in decoded.decodings:
-            self._judge_one(row, decoding)
 
     def _judge_one(self, row: Row, decoding: Decoding) -> None:
         with self._gate.passing() as open_:  # a turn's text belongs to who holds the gate

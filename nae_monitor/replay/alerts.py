@@ -64,7 +64,7 @@ def _line(one: Alerted) -> dict[str, Any]:
     alert = one.alert
     request = alert.request
     return {
-        "alert_id": alert_id(request.request_id, alert.rule_id, alert.first_position),
+        "alert_id": alert_id(request, alert.rule_id, alert.first_position),
         "fate": one.fate,
         "request_id": request.request_id,
         "rule_id": alert.rule_id,

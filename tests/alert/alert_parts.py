@@ -87,7 +87,7 @@ def make_alert(sequence: int = 0, *, severity: Severity = Severity.HIGH, **field
         ),
     )
     values: dict[str, Any] = {
-        "alert_id": alert_id(request.request_id, "rule-1", 12),
+        "alert_id": alert_id(request, "rule-1", 12),
         "request": request,
         "rule_id": "rule-1",
         "rule_name": "deception/hidden_plan",

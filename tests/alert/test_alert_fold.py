@@ -114,12 +114,20 @@ def test_alerts_do_not_depend_on_the_order_findings_arrive_in(
     assert results[0] == results[1]
 
 
-@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
-def test_alert_ids_differ_where_request_or_rule_differs(
-    one: tuple[str, str], other: tuple[str, str]
+places = st.tuples(st.text(), st.integers(0, 2**63), st.text(), st.integers(0, 999))
+
+
+@given(one=places, other=places)
+def test_alert_ids_differ_where_request_turn_rule_or_position_differs(
+    one: tuple[str, int, str, int], other: tuple[str, int, str, int]
 ) -> None:
-    assert (alert_id(*one, 3) == alert_id(*other, 3)) == (one == other)
-    assert alert_id(*one, 3) != alert_id(*one, 4)
+    def id_of(request_id: str, started_unix_ns: int, rule_id: str, position: int) -> str:
+        request = Request(request_id, "group", "model", started_unix_ns=started_unix_ns)
+        return alert_id(request, rule_id, position)
+
+    assert (id_of(*one) == id_of(*other)) == (one == other)
+    assert id_of(*one[:3], 3) != id_of(*one[:3], 4)
+    assert id_of(one[0], 5, *one[2:]) != id_of(one[0], 6, *one[2:])
 
 
 def test_refuses_bounds_that_would_hold_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline_parts import D_MODEL, LAYER, Bench
+from pipeline_parts import D_MODEL, LAYER, Bench, wait_until
 
 from nae_monitor.detect import RuleSet, load_rules
 from nae_monitor.recording import Recording, RecordingWriter
@@ -84,6 +84,22 @@ def test_hits_close_together_are_an_alert_of_the_aggregation_rule_with_its_route
     assert [a.count for a in alerts(made, "single")] == [3, 3]
     found = made.verdict("close").findings
     assert [f.rule_name for f in found if f.state is FindingState.MATCH].count("sustained") == 1
+
+
+def test_turns_of_a_request_in_one_batch_are_told_apart(bench: MakeBench, tmp_path: Path) -> None:
+    made = bench(rules=rules(tmp_path, SINGLE))
+    made.start("other")
+    made.decoder.released.clear()
+    made.rows("other", [3], OTHER, Phase.COMPLETION)  # the turns queue up behind it
+    made.decoder.entered.wait(20)
+    for _ in range(2):
+        made.start("a")
+        made.rows("a", [3], HIT, Phase.COMPLETION)
+        made.finish("a")
+    made.decoder.released.set()
+    made.verdict("a")
+    wait_until(lambda: len(made.sink.alerts) == 2)
+    assert [alert.count for alert in made.sink.alerts] == [1, 1]
 
 
 def test_an_aggregation_rule_ends_the_sequence_that_filled_its_window(

@@ -39,11 +39,8 @@ def recorded(bench: MakeBench, tmp_path: Path, *, mode: str = "enforce", **optio
     writer = RecordingWriter(
         tmp_path / "run", manifest={"layer": LAYER}, d_model=D_MODEL, content="none"
     )
-    return bench(
-        rules=rules(tmp_path, mode),
-        open_recorder=lambda: writer,
-        **{"actions": ENFORCE, **options},
-    )
+    found = {"rules": rules(tmp_path, mode), "actions": ENFORCE, **options}
+    return bench(open_recorder=lambda: writer, **found)
 
 
 def hit(bench: Bench, request_id: str = "a", position: int = 3) -> None:
@@ -180,6 +177,64 @@ def test_a_stop_of_a_generation_that_closing_cuts_off_stays_requested(
     hit(made)
     assert outcomes(written(made, tmp_path)) == [StopOutcome.REQUESTED]
     assert [alert.stop for alert in made.sink.alerts] == [StopOutcome.REQUESTED]
+
+
+def test_what_a_host_did_of_a_generation_that_closing_cuts_off_is_recorded_and_counted(
+    bench: MakeBench, tmp_path: Path
+) -> None:
+    made = recorded(bench, tmp_path, on_decision=lambda decision: True)
+    hit(made)
+    stops = written(made, tmp_path)
+    assert outcomes(stops) == [StopOutcome.REQUESTED, StopOutcome.BLOCKED]
+    assert made.counter("actions.stop_generation.blocked") == 1
+
+
+def two_rules(tmp_path: Path) -> RuleSet:
+    """The second matches on the other coordinate and allows one token only."""
+    first = RULE.format(mode="enforce")
+    second = first.replace("1e00", "1e01").replace("first_", "second_").replace("0$", "1$")
+    text = first + "---" + second.replace("within_tokens: 2", "within_tokens: 1")
+    (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
+    return load_rules([tmp_path / "two.yaml"])
+
+
+def test_a_refusal_to_one_rule_is_no_answer_to_the_next(bench: MakeBench, tmp_path: Path) -> None:
+    answers = {"first_coordinate": False, "second_coordinate": True}
+    made = bench(
+        rules=two_rules(tmp_path),
+        actions=ENFORCE,
+        on_decision=lambda decision: answers[decision.rule_name],
+    )
+    made.start("a")
+    for position, coordinate in ((3, 0), (5, 1)):
+        made.rows("a", [position], coordinate, Phase.COMPLETION)
+        made.settled()
+    made.finish("a")
+    made.verdict("a")
+    assert {alert.rule_name: alert.stop for alert in made.sink.alerts} == {
+        "first_coordinate": StopOutcome.REFUSED,
+        "second_coordinate": StopOutcome.BLOCKED,
+    }
+    assert made.counter("actions.stopped_sequences") == 1
+
+
+def test_rules_that_ask_for_the_same_stop_are_each_held_to_their_own_limit(
+    bench: MakeBench, tmp_path: Path
+) -> None:
+    made = recorded(bench, tmp_path, rules=two_rules(tmp_path))
+    made.start("a")
+    for position, coordinate in ((4, 0), (3, 1)):
+        made.rows("a", [position], coordinate, Phase.COMPLETION)
+        made.settled()
+    made.pipeline.brake.stopped("a", 6, 3)
+    made.finish("a")
+    made.verdict("a")
+    done = [stop for stop in written(made, tmp_path) if stop.outcome is StopOutcome.BLOCKED]
+    assert {stop.rule_name: stop.behind_tokens for stop in done} == {
+        "first_coordinate": 1,
+        "second_coordinate": 2,
+    }
+    assert made.counter("actions.stop_generation.over_budget") == 1
 
 
 def test_a_stop_that_the_recording_refuses_is_counted_and_told(
