@@ -65,9 +65,17 @@ class RuleSet:
         """Rules, then aggregation rules."""
         return (*self.rules, *self.aggregations)
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether any rule is enabled."""
+        return any(rule.enabled for rule in self.every)
+
     def unfit_for(self, base_model: str, layer: int) -> list[Problem]:
-        """A problem for each enabled rule that asks for another NLA than this."""
-        return [
+        """A problem for each enabled rule that asks for another NLA than this, or for there being
+        none: nothing could ever match then, and every request would look clean.
+        """
+        problems = [] if self.is_armed else [nothing_to_match(self)]
+        return problems + [
             Problem(
                 Mark(rule.file),
                 f"rule {rule.name!r} needs another NLA than layer {layer} of {base_model!r}",
@@ -81,6 +89,12 @@ class RuleSet:
     def suppressions(self) -> Mapping[str, Suppression]:
         """What each rule asks to hold back, by rule id."""
         return {rule.id: rule.suppress for rule in self.every if rule.suppress is not None}
+
+
+def nothing_to_match(rules: RuleSet) -> Problem:
+    """That no rule of a set is enabled."""
+    message = f"none of {len(rules)} rules is enabled" if len(rules) else "there is no rule"
+    return Problem(Mark("detect.rules"), f"{message}: nothing could ever match")
 
 
 def load_rules(paths: Sequence[str | Path]) -> RuleSet:

@@ -112,3 +112,13 @@ def test_the_privacy_key_is_asked_for(
     assert checks(cli("doctor", "-c", path, "--json"), "privacy")[0]["state"] == "warning"
     monkeypatch.setenv("NAE_MONITOR_HMAC_KEY", "a secret")
     assert checks(cli("doctor", "-c", path, "--json"), "privacy")[0]["state"] == "ok"
+
+
+def test_rules_among_which_nothing_can_match_are_a_fault(
+    cli: Cli, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "words.yaml").write_text("schema_version: 1\nlist: words\nitems: [a]\n")
+    done = cli("doctor", "-c", config(detect={"rules": [str(tmp_path / "words.yaml")]}), "--json")
+    (found,) = checks(done, "rules")
+    assert done.code == 2
+    assert found["message"] == "there is no rule: nothing could ever match"

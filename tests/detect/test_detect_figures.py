@@ -229,6 +229,20 @@ def test_a_changed_direction_is_taken_over_while_running(tmp_path: Path) -> None
     assert live.judge(*row) == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schema_version: 1\nlist: words\nitems: [a]\n", "there is no rule"),
+        (value_rule("{gte: 1}", "rank") + "enabled: false\n", "none of 1 rules is enabled"),
+    ],
+)
+def test_a_set_in_which_nothing_can_match_fits_no_monitor(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (problem,) = rules_of(tmp_path, text).unfit_for("gemma", 20)
+    assert problem.message.startswith(message)
+
+
 def test_an_aggregation_asks_for_its_nla_too(tmp_path: Path) -> None:
     several = (
         HEADER.replace("6b1f0c1e", "7b1f0c1e").replace("name: a_rule", "name: often")
