@@ -64,11 +64,11 @@ class DemoScreen:
         """Print how a conversation ended, above the live table."""
         if self._silent:
             return
-        rules = sorted({f.rule_name for f in verdict.findings if f.state.value == "match"})
-        mark = {"alert": "ALERT", "clean": "clean", "undecided": "undecided"}[verdict.state.value]
-        why = ", ".join(rules) or "; ".join(verdict.reasons)
-        text = f"{mark:9} {prompt['kind']:9} {prompt['prompt'][:60]:60} {why}"
-        self._console.print(text, style="bold red" if rules else None, soft_wrap=True)
+        state = verdict.state.value
+        is_alert = state == "alert"
+        mark = "ALERT" if is_alert else state
+        text = f"{mark:9} {prompt['kind']:9} {prompt['prompt'][:60]:60} {_reason(verdict)}"
+        self._console.print(text, style="bold red" if is_alert else None, soft_wrap=True)
 
     def _table(self) -> Table:
         from rich.table import Table
@@ -83,6 +83,15 @@ class DemoScreen:
         for row in list(self._rows):
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+
+def _reason(verdict: Verdict) -> str:
+    """The rules that alert, what is undecided, or else the signs that stayed below an alert."""
+    matched = [f for f in verdict.findings if f.state.value == "match"]
+    rules = {f.rule_name for f in matched if f.severity.value != "informational"}
+    signs = {f.rule_name for f in matched} - rules
+    shown = ", ".join(sorted(rules)) or "; ".join(verdict.reasons)
+    return shown or (f"signs: {', '.join(sorted(signs))}" if signs else "")
 
 
 def print_summary(summary: Mapping[str, Any], tokens_per_s: Mapping[str, list[float]]) -> None:
