@@ -79,9 +79,14 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScreenSettings:
-    """How rows are chosen for decoding."""
+    """How rows are chosen for decoding.
 
-    directions: Literal["none", "rules"] = "none"
+    ``directions`` is ``none`` (every n-th token), ``rules`` (the set that lies with the
+    reconstructor) or a file that ``nae-monitor screen build`` wrote.
+    """
+
+    directions: str = "none"
+    decode_share: float = 0.05  # of ordinary tokens: a score that fewer reach buys a decode
     every_n_tokens: int = 8
     random_share: float = 0.1  # of the budget, kept for random rows
     budget: BudgetSettings = field(default_factory=BudgetSettings)
@@ -90,6 +95,8 @@ class ScreenSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.random_share <= 1 or self.every_n_tokens < 1 or self.expire_s <= 0:
             raise ValueError("random_share is 0 to 1, every_n_tokens at least 1, expire_s above 0")
+        if not 0 < self.decode_share <= 0.5 or not self.directions:
+            raise ValueError("decode_share is above 0 to 0.5; directions is none, rules or a file")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from nae_monitor.cli.generate import generate, record
 from nae_monitor.cli.nla import nla_app
 from nae_monitor.cli.replay import replay, report
 from nae_monitor.cli.rules import rules_app
+from nae_monitor.cli.screen import screen_app
 from nae_monitor.cli.terminal import error_line, errors
 from nae_monitor.errors import ConfigurationError, NaeMonitorError
 
@@ -61,6 +62,7 @@ app.command()(report)
 app.command()(doctor)
 app.add_typer(rules_app, name="rules")
 app.add_typer(nla_app, name="nla")
+app.add_typer(screen_app, name="screen")
 app.add_typer(alerts_app, name="alerts")
 
 
