@@ -118,3 +118,17 @@ def test_directions_of_another_layer_or_width_stop_the_start(
     done = cli("generate", "-c", config(screen={"directions": str(out)}), "-p", prompts)
     assert done.code == 2
     assert "is of width 5 and layer 1, the NLA of width" in " ".join(done.err.split())
+
+
+def test_the_doctor_tells_how_rows_are_chosen(
+    cli: Cli, config: Config, built: Path, tmp_path: Path
+) -> None:
+    def told(**screen: Any) -> tuple[str, str]:
+        done = cli("doctor", "-c", config(screen=screen), "--json")
+        (found,) = (c for c in done.objects[0]["checks"] if c["name"] == "screen")
+        return found["state"], found["message"]
+
+    assert told() == ("ok", "one token in 2 and some by chance, nothing is scored")
+    state, message = told(directions=str(built))
+    assert (state, message.startswith("1 directions by contrast for")) == ("ok", True)
+    assert told(directions=str(tmp_path / "none"))[0] == "fault"
