@@ -21,7 +21,7 @@ from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
-from nae_monitor.records import Alert, Severity
+from nae_monitor.records import Alert, Severity, StopOutcome
 from nae_monitor.settings import (
     AlertSettings,
     JsonlSettings,
@@ -69,8 +69,10 @@ class Sinks:
         """Hand the alert to each sink; a failing one is counted and never stops another.
 
         A sink whose ``emit`` raised five times in a row is off, by the rule of :class:`Health`.
-        What is below a sink's least severity is counted as ``alert.SINK.below_severity``, and as
-        ``alerts.below_severity`` where for that reason no sink takes it at all.
+        A stop that was ordered is told to every sink that the alert is meant for, whatever its
+        severity: somebody's answer was cut off, or was to be. Otherwise what is below a sink's
+        least severity is counted as ``alert.SINK.below_severity``,
+        and as ``alerts.below_severity`` where for that reason no sink takes it at all.
         """
         meant = [name for name in self._sinks if self._is_meant_for(name, alert)]
         takers = [name for name in meant if self._is_grave_enough(name, alert)]
@@ -98,6 +100,8 @@ class Sinks:
         return name not in self._routes or not self._routes[name].isdisjoint(alert.routes)
 
     def _is_grave_enough(self, name: str, alert: Alert) -> bool:
+        if alert.stop not in (None, StopOutcome.WOULD_BLOCK):
+            return True
         return name not in self._least or alert.severity.rank >= self._least[name].rank
 
     def close(self, deadline_s: float) -> bool:
