@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ EVENT_TYPE = "io.nae_monitor.alert.v1"
 OCSF_VERSION = "1.8.0"
 DATA_SCHEMA = f"https://schema.ocsf.io/{OCSF_VERSION}/classes/detection_finding"
 MAX_ATTRIBUTE_CHARS = 256
-_PROCESS_START_UNIX_NS = time.time_ns()
+REDUCED_TITLE_CHARS = 256
+CONTENT_FIELDS = ("token", "explanation", "prompt", "output")  # of an evidence's data
 
 try:
     PACKAGE_VERSION = version("nae-monitor")
@@ -105,9 +107,34 @@ def occurrence_id(alert: Alert) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
 
 
+class _Epoch:
+    """The start of this process in Unix nanoseconds, as far as sequences go by it."""
+
+    def __init__(self) -> None:
+        self.unix_ns = time.time_ns()
+
+    def renew(self) -> None:
+        self.unix_ns = max(self.unix_ns + 1, time.time_ns())
+
+
+_EPOCH = _Epoch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_EPOCH.renew)  # its alerts count from the parent's number
+
+
+def sequence_epoch() -> int:
+    """What every ``ce_sequence`` of this process begins with, in Unix nanoseconds."""
+    return _EPOCH.unix_ns
+
+
+def later_than_sequences_of(epoch: int) -> None:
+    """Let further sequences of this process sort behind those of an earlier one."""
+    _EPOCH.unix_ns = max(_EPOCH.unix_ns, epoch + 1)
+
+
 def sequence_text(sequence: int) -> str:
     """``ce_sequence``: sorts as text, across restarts of the process too."""
-    return f"{_PROCESS_START_UNIX_NS:020d}.{sequence:012d}"
+    return f"{_EPOCH.unix_ns:020d}.{sequence:012d}"
 
 
 def risk_score(alert: Alert) -> int:
@@ -257,6 +284,40 @@ def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float 
         f"{prefix}support_state": "unknown" if support is None else "measured",
         f"{prefix}support_seconds": finite(finding.support_s),
     }
+
+
+def narrowed(value: bytes, policy: ContentPolicy) -> bytes:
+    """An event's value that was made under a wider privacy setting, brought to this one.
+
+    A value that cannot be read loses everything: what it says cannot be known to be harmless.
+    """
+    try:
+        finding = json.loads(value)
+        for evidence in finding["evidences"]:
+            data = evidence["data"]
+            for holder, name in [
+                *((data, name) for name in CONTENT_FIELDS),
+                *((match, "text") for match in data["matches"]),
+            ]:
+                if name in holder:
+                    holder[name] = policy.text(holder[name])
+            evidence["data"] = _known(data) | {"matches": [_known(m) for m in data["matches"]]}
+        finding["unmapped"]["nae.content"] = policy.mode
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return b"{}"
+    return to_json(finding)
+
+
+def reduced(value: bytes) -> bytes:
+    """A finding without its evidences, its title cut: what still fits where the whole did not."""
+    try:
+        finding = json.loads(value)
+        finding["evidences"] = []
+        title = finding["finding_info"]["title"]
+        finding["finding_info"]["title"] = title[:REDUCED_TITLE_CHARS]
+    except (ValueError, KeyError, TypeError):
+        return b"{}"
+    return to_json(finding)
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

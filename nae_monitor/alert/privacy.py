@@ -36,6 +36,17 @@ _CAPTURE = {
 }
 
 
+def width(mode: ContentMode) -> int:
+    """1 (none) to 3 (full): how much may be shown."""
+    return 3 - len(wider_modes(mode))
+
+
+def wider_modes(mode: ContentMode) -> tuple[ContentMode, ...]:
+    """The modes under which more may be shown than under ``mode``."""
+    modes: tuple[ContentMode, ...] = ("full", "hash", "none")
+    return modes[: modes.index(mode)]
+
+
 class ContentPolicy:
     """The privacy setting with its key. The key never appears in ``repr`` or in the log."""
 

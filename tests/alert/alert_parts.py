@@ -5,13 +5,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nae_monitor.alert.event import to_event
 from nae_monitor.alert.fold import alert_id
+from nae_monitor.alert.outbox_rows import Entry
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.health import Health
 from nae_monitor.records import (
@@ -110,6 +112,13 @@ def make_alert(sequence: int = 0, *, severity: Severity = Severity.HIGH, **field
 
 def make_policy(content: Any = "hash", **env: str) -> ContentPolicy:
     return ContentPolicy(PrivacySettings(content=content), {**KEY_ENV, **env})
+
+
+def entry(sequence: int = 0, *, content: Any = "hash", topic: str = "", **fields: Any) -> Entry:
+    """An alert as an outbox keeps it."""
+    policy = make_policy(content)
+    event = to_event(policy.redact(make_alert(sequence, **fields)), policy)
+    return Entry.of(replace(event, topic=topic), content)
 
 
 @pytest.fixture

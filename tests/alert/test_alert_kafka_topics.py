@@ -90,7 +90,7 @@ def test_while_the_brokers_are_away_no_topic_is_blamed_and_the_producer_goes_on_
 @pytest.mark.live
 def test_one_wait_brings_the_metadata_of_every_topic(broker: Broker) -> None:
     names = RouteTopics(SETTINGS).names
-    producer = connect(broker.bootstrap, names, 10.0)
+    producer = connect(KafkaSettings(broker.bootstrap), names, 10.0)
     try:
         wait_until(lambda: not unknown_topics(producer, names), 120.0)  # none was sent to
         assert unknown_topics(producer, ["nae.other"]) == ["nae.other"]
