@@ -7,7 +7,8 @@ import time
 from abc import abstractmethod
 from pathlib import Path
 
-from nae_monitor.alert.event import later_than_sequences_of, narrowed, sequence_epoch
+from nae_monitor.alert.event import later_than_sequences_of, sequence_epoch
+from nae_monitor.alert.event_rewriting import narrowed
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.outbox_file import is_broken
 from nae_monitor.alert.outbox_rows import Entry, Row

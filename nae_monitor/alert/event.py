@@ -25,8 +25,6 @@ EVENT_TYPE = "io.nae_monitor.alert.v1"
 OCSF_VERSION = "1.8.0"
 DATA_SCHEMA = f"https://schema.ocsf.io/{OCSF_VERSION}/classes/detection_finding"
 MAX_ATTRIBUTE_CHARS = 256
-REDUCED_TITLE_CHARS = 256
-CONTENT_FIELDS = ("token", "explanation", "prompt", "output")  # of an evidence's data
 
 try:
     PACKAGE_VERSION = version("nae-monitor")
@@ -240,8 +238,8 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
             for span in finding.spans
         ],
     }
-    data["matches"] = [_known(match) for match in data["matches"]]
-    return _known(data)
+    data["matches"] = [known(match) for match in data["matches"]]
+    return known(data)
 
 
 def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
@@ -266,7 +264,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
     }
     if request.trace is not None:
         values["trace_id"], values["span_id"] = trace_ids(request.trace)
-    return _known(values)
+    return known(values)
 
 
 def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float | None]:
@@ -286,41 +284,7 @@ def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float 
     }
 
 
-def narrowed(value: bytes, policy: ContentPolicy) -> bytes:
-    """An event's value that was made under a wider privacy setting, brought to this one.
-
-    A value that cannot be read loses everything: what it says cannot be known to be harmless.
-    """
-    try:
-        finding = json.loads(value)
-        for evidence in finding["evidences"]:
-            data = evidence["data"]
-            for holder, name in [
-                *((data, name) for name in CONTENT_FIELDS),
-                *((match, "text") for match in data["matches"]),
-            ]:
-                if name in holder:
-                    holder[name] = policy.text(holder[name])
-            evidence["data"] = _known(data) | {"matches": [_known(m) for m in data["matches"]]}
-        finding["unmapped"]["nae.content"] = policy.mode
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return b"{}"
-    return to_json(finding)
-
-
-def reduced(value: bytes) -> bytes:
-    """A finding without its evidences, its title cut: what still fits where the whole did not."""
-    try:
-        finding = json.loads(value)
-        finding["evidences"] = []
-        title = finding["finding_info"]["title"]
-        finding["finding_info"]["title"] = title[:REDUCED_TITLE_CHARS]
-    except (ValueError, KeyError, TypeError):
-        return b"{}"
-    return to_json(finding)
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is missing or withheld, so that absence is never an empty string."""
     return {name: value for name, value in values.items() if value not in (None, "")}
 

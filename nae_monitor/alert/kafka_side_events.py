@@ -10,11 +10,11 @@ from typing import Any
 
 from nae_monitor.alert.event import (
     PACKAGE_VERSION,
-    reduced,
     sequence_epoch,
     sequence_text,
     to_json,
 )
+from nae_monitor.alert.event_rewriting import reduced
 from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.health import Health
 

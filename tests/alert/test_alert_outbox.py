@@ -15,7 +15,7 @@ from alert_parts import CANARIES, entry, make_policy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nae_monitor.alert.event import narrowed
+from nae_monitor.alert.event_rewriting import narrowed
 from nae_monitor.alert.outbox import REJECTED_SHARE, Outbox
 from nae_monitor.alert.outbox_file import APPLICATION_ID, SCHEMA_VERSION
 from nae_monitor.alert.outbox_rows import Entry
