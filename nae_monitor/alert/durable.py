@@ -17,7 +17,9 @@ from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import ThreadedSink
 from nae_monitor.health import Health
 
-BATCH_ALERTS = 200  # of one commit, which waits for the disk
+BATCH_ALERTS = 400  # of one commit, which waits for the disk
+MOST_ACKED = 2000  # rows to forget that may wait for the next commit of alerts
+FORGET_PAUSE_S = 1.0  # after the disk refused
 EPOCH = "sequence_epoch"
 
 
@@ -76,6 +78,7 @@ class DurableSink(ThreadedSink):
             self._outbox.let_go()
         self._outbox = None
         self._acked: set[int] = set()  # acknowledged, not yet deleted
+        self._forget_at_s = 0.0
         self._events = self._bytes = 0
         self._oldest_unix_ns: int | None = None
         self._told_down: set[str] = set()
@@ -164,7 +167,8 @@ class DurableSink(ThreadedSink):
 
     def _forget_acknowledged(self, outbox: Outbox) -> None:
         """Where new alerts come in, their commit does this too."""
-        if not self._acked or (self._queue.qsize() and len(self._acked) < BATCH_ALERTS):
+        more_comes = self._queue.qsize() and len(self._acked) < MOST_ACKED
+        if not self._acked or more_comes or time.monotonic() < self._forget_at_s:
             return
         try:
             outbox.add([], delete=self._acked)
@@ -172,6 +176,7 @@ class DurableSink(ThreadedSink):
             if is_broken(error):
                 raise
             self._disk_refuses(error)  # they stay in ``_acked`` and are not sent again
+            self._forget_at_s = time.monotonic() + FORGET_PAUSE_S
         else:
             self._acked.clear()
             self._disk_takes()

@@ -17,6 +17,7 @@ from nae_monitor.settings import KafkaSettings
 
 API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
 MAX_BLOCK_MS = 200
+BATCH_BYTES = 256 * 1024  # with one request in flight, what bounds the rate
 
 
 def connect(settings: KafkaSettings, topics: Iterable[str], delivery_timeout_s: float) -> Any:
@@ -37,6 +38,7 @@ def connect(settings: KafkaSettings, topics: Iterable[str], delivery_timeout_s: 
         acks="all",
         enable_idempotence=False,
         max_in_flight_requests_per_connection=1,
+        batch_size=BATCH_BYTES,
         delivery_timeout_ms=int(delivery_timeout_s * 1000),
         request_timeout_ms=int(delivery_timeout_s * 500),
         reconnect_backoff_max_ms=1000,
