@@ -30,7 +30,7 @@ from nae_monitor.alert.privacy import ContentMode, wider_modes, width
 REJECTED_SHARE = 0.25  # of the bound, beside it, for what was refused
 UNREADABLE = "unreadable"
 _WIDTH = "content_width"
-_INSERT = f"INSERT INTO pending ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+INSERT = f"INSERT INTO pending ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 
 class Outbox:
@@ -90,7 +90,7 @@ class Outbox:
         with self._db:
             freed_rows, freed_bytes = self._delete(delete)
             rows_in = [packed(entry, now) for entry in entries]
-            self._db.executemany(_INSERT, rows_in)
+            self._db.executemany(INSERT, rows_in)
             rows = self.events - freed_rows + len(rows_in)
             size_bytes = self.size_bytes - freed_bytes + sum(row[-1] for row in rows_in)
             gone: list[tuple[int, int]] = []
@@ -157,7 +157,7 @@ class Outbox:
             )
             self._delete([row_id])
             if instead is not None:
-                self._db.execute(_INSERT, packed(instead, time.time_ns()))
+                self._db.execute(INSERT, packed(instead, time.time_ns()))
             gone = self._thin_rejected()
         self._count()
         return gone
@@ -292,7 +292,7 @@ class Outbox:
         with contextlib.closing(open_database(path)) as other:
             rows = other.execute(f"SELECT {COLUMNS} FROM pending ORDER BY row_id").fetchall()  # noqa: S608
             with self._db:
-                self._db.executemany(_INSERT, rows)
+                self._db.executemany(INSERT, rows)
             with other:
                 other.execute("DELETE FROM pending")
 
