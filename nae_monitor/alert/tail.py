@@ -18,6 +18,7 @@ from kafka import KafkaConsumer
 
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.alert.kafka_producer import API_VERSION
+from nae_monitor.alert.kafka_side_events import HEARTBEAT_TYPE
 from nae_monitor.errors import InputDataError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -168,7 +169,7 @@ class KafkaTail:
         for record in (r for batch in records.values() for r in batch):
             alert = _from_record(record)
             if alert is None:
-                self.skipped += 1
+                self.skipped += not _is_heartbeat(record)
             elif (alert.source, alert.id) in self._seen:
                 self.repeats += 1
             else:
@@ -225,6 +226,10 @@ def _from_record(record: Any) -> ReadAlert | None:
         if name.startswith("ce_")
     }
     return _read_alert(attributes, _parse(record.value))
+
+
+def _is_heartbeat(record: Any) -> bool:
+    return ("ce_type", HEARTBEAT_TYPE.encode()) in record.headers
 
 
 def _read_alert(attributes: dict[str, Any], data: Any) -> ReadAlert | None:

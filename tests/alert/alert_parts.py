@@ -265,27 +265,55 @@ def receiver() -> Iterator[OtlpReceiver]:
     receiver.server.stop(0).wait()
 
 
-@pytest.fixture
-def collector(receiver: OtlpReceiver, tmp_path: Path) -> Iterator[str]:
-    """A real collector that passes everything on to ``receiver``; its gRPC URL."""
-    import rotel
+class Collector:
+    """A real collector in a process of its own, that passes everything on to a receiver."""
 
-    port, http_port = free_port(), free_port()
-    process = subprocess.Popen(
-        [
-            str(Path(rotel.__file__).with_name("rotel-agent")),
-            "start",
-            f"--otlp-grpc-endpoint=127.0.0.1:{port}",
-            f"--otlp-http-endpoint=127.0.0.1:{http_port}",
-            "--exporter=otlp",
-            f"--otlp-exporter-endpoint=http://127.0.0.1:{receiver.port}",
-            "--batch-timeout=100ms",
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: listens(port))
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    def __init__(self, receiver: OtlpReceiver, directory: Path) -> None:
+        self._receiver, self._directory = receiver, directory
+        self.port, self._http_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        import rotel
+
+        self._process = subprocess.Popen(
+            [
+                str(Path(rotel.__file__).with_name("rotel-agent")),
+                "start",
+                f"--otlp-grpc-endpoint=127.0.0.1:{self.port}",
+                f"--otlp-http-endpoint=127.0.0.1:{self._http_port}",
+                "--exporter=otlp",
+                f"--otlp-exporter-endpoint=http://127.0.0.1:{self._receiver.port}",
+                "--batch-timeout=100ms",
+            ],
+            cwd=self._directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        """It passes on what it has, and ends."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def sleeping_collector(receiver: OtlpReceiver, tmp_path: Path) -> Iterator[Collector]:
+    """A collector that is not started yet."""
+    collector = Collector(receiver, tmp_path)
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture
+def collector(sleeping_collector: Collector) -> str:
+    """The gRPC URL of a real collector."""
+    sleeping_collector.start()
+    return sleeping_collector.url

@@ -197,6 +197,26 @@ def test_an_alert_that_no_sink_takes_for_its_severity_is_counted(
     assert health.counters()["alerts.below_severity"] == 2
 
 
+@pytest.mark.parametrize("stop", [None, *StopOutcome])
+def test_an_ordered_stop_is_told_whatever_the_severity(
+    stop: StopOutcome | None, health: Health
+) -> None:
+    kept, routed_elsewhere = ListSink(), ListSink()
+    sinks = Sinks(
+        {"kept": kept, "elsewhere": routed_elsewhere},
+        health,
+        {"elsewhere": frozenset({"siem"})},
+        {"kept": Severity.CRITICAL, "elsewhere": Severity.CRITICAL},
+    )
+    alert = replace(make_alert(severity=Severity.INFORMATIONAL), stop=stop)
+    told = stop not in (None, StopOutcome.WOULD_BLOCK)
+    assert sinks.takes(alert) is told
+    sinks.emit(alert)
+    assert kept.alerts == [alert] * told
+    assert routed_elsewhere.alerts == []
+    assert health.counters().get("alerts.below_severity", 0) == (not told)
+
+
 @given_settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(Severity), st.booleans()), max_size=5))
 def test_every_alert_is_taken_or_counted_by_each_sink_that_it_is_meant_for(
