@@ -18,7 +18,6 @@ from kafka import KafkaConsumer
 
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.alert.kafka_producer import API_VERSION
-from nae_monitor.alert.kafka_side_events import HEARTBEAT_TYPE
 from nae_monitor.errors import InputDataError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -169,7 +168,7 @@ class KafkaTail:
         for record in (r for batch in records.values() for r in batch):
             alert = _from_record(record)
             if alert is None:
-                self.skipped += not _is_heartbeat(record)
+                self.skipped += 1
             elif (alert.source, alert.id) in self._seen:
                 self.repeats += 1
             else:
@@ -226,10 +225,6 @@ def _from_record(record: Any) -> ReadAlert | None:
         if name.startswith("ce_")
     }
     return _read_alert(attributes, _parse(record.value))
-
-
-def _is_heartbeat(record: Any) -> bool:
-    return ("ce_type", HEARTBEAT_TYPE.encode()) in record.headers
 
 
 def _read_alert(attributes: dict[str, Any], data: Any) -> ReadAlert | None:

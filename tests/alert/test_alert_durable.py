@@ -138,8 +138,7 @@ def test_a_heartbeat_is_a_cloud_event_beside_the_alerts(
     assert isinstance(data, dict)
     assert (data["interval_s"], data["counters"]["tokens.seen"]) == (0.2, 7)
     assert (data["switched_off"], data["sink"]["outbox_events"]) == ([], 0)
-    tail = KafkaTail(broker.bootstrap, "nae.alerts", timeout_s=1.0)
-    assert (list(tail), tail.skipped) == ([], 0)  # it is no alert, and nothing strange either
+    assert list(KafkaTail(broker.bootstrap, "nae.alerts", timeout_s=1.0)) == []  # no alert
 
 
 def test_a_heartbeat_that_cannot_be_sent_leaves_nothing_behind(
