@@ -140,7 +140,7 @@ def _finish(emitter: Emitter, cluster: Cluster, outcome: Outcome, numbers: range
     wait_until(lambda: emitter.stat("pending") == 0, LIMIT_S)
     emitter.stop()
     outcome.cost_us += emitter.cost_us
-    found = Found(cluster.bootstrap)
+    found = Found(cluster.bootstrap, len(numbers))
     outcome.accepted = len(numbers)
     outcome.missing = len(set(numbers) - found.numbers)
     outcome.repeats, outcome.reorderings = found.repeats, found.reorderings

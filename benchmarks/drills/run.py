@@ -16,6 +16,7 @@ from nae_monitor.alert import KafkaTail
 
 BENCHMARKS = Path(__file__).parents[1]
 TOPIC = "nae.alerts"
+QUIET_S = 30.0  # a busy store takes its time
 
 
 class Emitter:
@@ -74,10 +75,10 @@ class Emitter:
 
 
 class Found:
-    """What stands on the topic now."""
+    """What stands on the topic now; repeats are those that came before the last alert did."""
 
-    def __init__(self, bootstrap: str) -> None:
-        tail = KafkaTail(bootstrap, TOPIC, timeout_s=3.0, reorder_s=0.0)
+    def __init__(self, bootstrap: str, expected: int) -> None:
+        tail = KafkaTail(bootstrap, TOPIC, timeout_s=QUIET_S, reorder_s=0.0)
         last: dict[str, int] = {}
         self.numbers: set[int] = set()
         self.reorderings = 0
@@ -86,4 +87,6 @@ class Found:
             self.numbers.add(number)
             self.reorderings += number < last.get(read.key, -1)
             last[read.key] = max(number, last.get(read.key, -1))
+            if len(self.numbers) == expected:
+                break
         self.repeats = tail.repeats

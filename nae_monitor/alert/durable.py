@@ -195,7 +195,7 @@ class DurableSink(ThreadedSink):
     def _replace(self, outbox: Outbox) -> None:
         """Go on with a fresh file; only what is still in memory is carried over."""
         on_wire = [row for row in self._recall() if row.row_id not in self._acked]
-        lost = max(0, self._events - len(on_wire))
+        lost = max(0, outbox.events - len(self._acked) - len(on_wire))
         self._acked.clear()
         self._tell_damaged(outbox.renew())
         self._tally.dropped("outbox_damaged", lost)

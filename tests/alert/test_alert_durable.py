@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,26 @@ def test_a_file_that_is_damaged_at_work_is_replaced_and_the_loss_is_said(
     assert str(aside) in caplog.text
     tail = KafkaTail(sleeping_broker.bootstrap, "nae.alerts", timeout_s=1.0)
     assert 600 in {a.data["unmapped"]["nae.sequence"] for a in tail}
+
+
+def test_alerts_committed_just_before_the_damage_showed_are_counted_as_lost(
+    sleeping_broker: Broker, tmp_path: Path, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_for(sleeping_broker, tmp_path, health)
+    wait_until(lambda: sink._outbox is not None)
+    damage = sqlite3.DatabaseError("damaged")
+    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+    def transmit(outbox: Outbox) -> None:
+        if outbox.events:
+            raise damage
+
+    monkeypatch.setattr(sink, "_transmit", transmit)
+    for number in range(50):
+        sink.emit(make_alert(number))
+    wait_until(lambda: sink.stats().get("dropped.outbox_damaged") == 50)
+    assert (sink.stats()["accepted"], sink.stats()["pending"]) == (50, 0)
+    sink.close(1)
 
 
 def test_what_is_too_large_goes_to_the_dead_letter_topic_without_its_evidences(
