@@ -45,6 +45,7 @@ SEVERITY_NUMBER = {  # OpenTelemetry log severity, which the CloudEvents extensi
     Severity.HIGH: 17,
     Severity.CRITICAL: 21,
 }
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _ACTION_DENIED, _ACTION_OBSERVED = 2, 3
 _DISPOSITION_BLOCKED, _DISPOSITION_ALERT = 2, 19
 _ANALYTIC_RULE = 1
@@ -81,8 +82,7 @@ class AlertEvent:
 
 def to_json(value: Any) -> bytes:
     """Compact UTF-8 JSON in one line; text that is not valid Unicode is replaced."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return _utf8(text)
+    return _utf8(_JSON.encode(value))
 
 
 def to_event(alert: RedactedAlert, policy: ContentPolicy) -> AlertEvent:

@@ -94,13 +94,11 @@ class ContentPolicy:
                 shown = known[value] = self.text(value, mode)
             return shown
 
-        return RedactedAlert(
-            replace(
-                alert,
-                request=replace(alert.request, attributes=EMPTY),
-                evidence=tuple(_evidence(e, show) for e in alert.evidence),
-            )
-        )
+        request = alert.request
+        if request.attributes:
+            request = replace(request, attributes=EMPTY)
+        evidence = tuple([_evidence(e, show) for e in alert.evidence])
+        return RedactedAlert(replace(alert, request=request, evidence=evidence))
 
     def narrow(self, alert: RedactedAlert, mode: ContentMode) -> RedactedAlert:
         """An alert redacted under this policy, for a place where less may be shown."""
@@ -125,7 +123,24 @@ def _evidence(evidence: Evidence, show: Callable[[str], str]) -> Evidence:
 def _finding(finding: Finding, show: Callable[[str], str]) -> Finding:
     if not finding.spans and not finding.undecided:
         return finding
-    return replace(finding, undecided=(), spans=tuple(_span(s, show) for s in finding.spans))
+    return Finding(
+        request_id=finding.request_id,
+        position=finding.position,
+        rule_id=finding.rule_id,
+        rule_name=finding.rule_name,
+        rule_version=finding.rule_version,
+        title=finding.title,
+        severity=finding.severity,
+        state=finding.state,
+        spans=tuple([_span(s, show) for s in finding.spans]),
+        fve=finding.fve,
+        tags=finding.tags,
+        risk_score=finding.risk_score,
+        routes=finding.routes,
+        support=finding.support,
+        support_asked=finding.support_asked,
+        support_s=finding.support_s,
+    )
 
 
 def _span(span: Span, show: Callable[[str], str]) -> Span:
