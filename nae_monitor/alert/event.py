@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
@@ -156,7 +157,7 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
     attributes: dict[str, str | int] = {
         "specversion": "1.0",
         "id": event_id,
-        "source": "/nae-monitor/" + quote(_utf8(request.model)[:MAX_ATTRIBUTE_CHARS]),
+        "source": _source(request.model),
         "type": EVENT_TYPE,
         "time": datetime.fromtimestamp(alert.time_unix_ns / 1e9, UTC).isoformat(),
         "subject": _printable(request.request_id) or "-",
@@ -172,6 +173,11 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
         trace_id, span_id = trace_ids(request.trace)
         attributes["traceparent"] = f"00-{trace_id}-{span_id}-{request.trace.trace_flags:02x}"
     return attributes
+
+
+@lru_cache(maxsize=64)
+def _source(model: str) -> str:
+    return "/nae-monitor/" + quote(_utf8(model)[:MAX_ATTRIBUTE_CHARS])
 
 
 def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict[str, Any]:
@@ -296,7 +302,9 @@ def finite(value: float | None) -> float | None:
 
 def _printable(text: str) -> str:
     """As CloudEvents wants attribute strings: no control characters, bounded."""
-    kept = "".join(c for c in text[:MAX_ATTRIBUTE_CHARS] if c.isprintable())
+    kept = text[:MAX_ATTRIBUTE_CHARS]
+    if not kept.isprintable():
+        kept = "".join(c for c in kept if c.isprintable())
     return _utf8(kept).decode()
 
 
