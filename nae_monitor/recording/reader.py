@@ -45,7 +45,7 @@ from nae_monitor.recording.stops import stop_from_json
 from nae_monitor.recording.writer import FORMAT, FORMAT_VERSION
 from nae_monitor.records import Finding, Stop
 
-READABLE_VERSIONS = (1, FORMAT_VERSION)
+READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +97,17 @@ class Recording:
         return self.content != "full"
 
     @property
+    def stops_lost(self) -> int | None:
+        """Stops that never reached the recording; None where that is not known.
+
+        It is not before a recording was closed, nor of formats 1 (no stops) and 2 (none counted).
+        """
+        return None if self.totals is None else self.totals.stops_lost
+
+    @property
     def stops_recorded(self) -> bool:
         """Whether every stop is in the recording; else one that is missing is not known of."""
-        return self.manifest.get("stops_recorded") is True
+        return self.stops_lost == 0
 
     @property
     def keep(self) -> str | None:

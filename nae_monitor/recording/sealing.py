@@ -42,6 +42,7 @@ class Totals:
     findings_sha256: str
     stops: int = 0
     stops_sha256: str = ""  # empty before format 2, which had no stops
+    stops_lost: int | None = None  # that were never taken; None: nobody knows, as before format 3
 
 
 def write_whole(path: Path, data: bytes) -> None:

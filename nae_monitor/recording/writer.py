@@ -40,7 +40,7 @@ from nae_monitor.recording.stops import stop_to_json
 from nae_monitor.records import Activation, Decoding, Finding, Stop
 
 FORMAT = "nae_monitor.recording"
-FORMAT_VERSION = 2  # 1 had no stops
+FORMAT_VERSION = 3  # 1 had no stops, 2 did not count those that were lost
 TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -57,9 +57,8 @@ class RecordingWriter:
     Args:
         directory: made if missing; must not hold a recording yet.
         manifest: JSON-able facts of the run, without content. Readers know ``model``, ``layer``
-            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from``, ``keep``
-            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`)
-            and ``stops_recorded`` (False where stops may have gone unrecorded).
+            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from`` and ``keep``
+            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`).
         d_model: width of every vector.
         vector_dtype: "float16" or "float32"; vectors are converted to it.
         content: what of prompts, outputs and decoded text is kept.
@@ -100,7 +99,7 @@ class RecordingWriter:
             "hmac_key_id": self._content.key_id,
             "created_unix_ns": time.time_ns(),
         }
-        self._start({"stops_recorded": True, **manifest, **known})
+        self._start({**manifest, **known})
         limits = Limits(rotate_rows, rotate_bytes, rotate_s)
         schema = activations_schema(d_model, vector_dtype)
         self._activations = RotatingTable(
@@ -187,8 +186,12 @@ class RecordingWriter:
             self._activations.rotate()
             self._requests.rotate()
 
-    def close(self) -> None:
-        """Finish every file and write the totals. Idempotent; raises OSError and may be retried."""
+    def close(self, *, stops_lost: int | None = 0) -> None:
+        """Finish every file and write the totals. Idempotent; raises OSError and may be retried.
+
+        Args:
+            stops_lost: stops that :meth:`write_stops` never took; None where nobody knows.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -201,6 +204,7 @@ class RecordingWriter:
                 findings_sha256=self._findings.sha256,
                 stops=self._stops.count,
                 stops_sha256=self._stops.sha256,
+                stops_lost=stops_lost,
             )
             self._findings.sync()
             self._stops.sync()

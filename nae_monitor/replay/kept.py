@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from nae_monitor.recording import RecordedActivation, RequestRecord
+from nae_monitor.records import VerdictState
 
 NOT_RECORDED = "not_recorded"  # the reason under which such rows are among the dropped ones
 
@@ -41,16 +43,29 @@ class KeptRows:
         turn.rows += 1
         turn.decoded += recorded.decoding is not None
 
-    def lacking(self, recording: int, record: RequestRecord) -> int:
-        """Rows of a request, up to the end of this turn, that are missing; after all were seen."""
+    def lacking(
+        self, recording: int, record: RequestRecord, known: Collection[RequestRecord] = ()
+    ) -> int:
+        """Rows of a request, up to the end of this turn, that are missing; after all were seen.
+
+        A request's coverage adds its turns up. That of a turn during which another one began can
+        hold rows of both, so it lacks no more than the request does by all of its ``known``
+        records. A turn that was called clean had no other one beside it.
+        """
         place = recording, record.request.request_id
         turns = self._turns.get(place, {})
-        # A request's coverage adds its turns up.
-        so_far = [turn for start, turn in turns.items() if start <= record.request.started_unix_ns]
-        unseen = record.coverage.sampled_tokens - sum(turn.rows for turn in so_far)
-        # A recording that keeps only what was decoded lacks the other rows, and tells of them.
-        undecoded = record.coverage.judged_tokens - sum(turn.decoded for turn in so_far)
-        found = max(0, min(unseen, undecoded))
+        started = record.request.started_unix_ns
+        found = _missing(record, [turn for start, turn in turns.items() if start <= started])
+        if record.state is not VerdictState.CLEAN:
+            everything = list(turns.values())
+            found = min(found, max(_missing(one, everything) for one in (record, *known)))
         if found:
             self._lacking[place] = max(found, self._lacking.get(place, 0))
         return found
+
+
+def _missing(record: RequestRecord, turns: Collection[_Turn]) -> int:
+    unseen = record.coverage.sampled_tokens - sum(turn.rows for turn in turns)
+    # A recording that keeps only what was decoded lacks the other rows, and tells of them.
+    undecoded = record.coverage.judged_tokens - sum(turn.decoded for turn in turns)
+    return max(0, min(unseen, undecoded))

@@ -11,7 +11,14 @@ from nae_monitor.recording import Recording, RecordingWriter
 from nae_monitor.recording.privacy import Content
 from nae_monitor.replay.ports import Decoder
 
-_OF_ONE_WRITER = ("format", "format_version", "created_unix_ns", "hmac_key_id", "content")
+_OF_ONE_WRITER = (
+    "format",
+    "format_version",
+    "created_unix_ns",
+    "hmac_key_id",
+    "content",
+    "stops_recorded",  # of format 2
+)
 
 
 def refuse_mismatch(
@@ -116,5 +123,10 @@ def run_manifest(
         }
         for recording in recordings
     ]
-    stops = all(recording.stops_recorded for recording in recordings)
-    return {**shared, "replayed_from": sources, "stops_recorded": stops, **given}
+    return {**shared, "replayed_from": sources, **given}
+
+
+def stops_lost(recordings: Sequence[Recording]) -> int | None:
+    """Stops that none of the recordings took; None where one of them does not know."""
+    lost = [recording.stops_lost for recording in recordings]
+    return None if None in lost else sum(count for count in lost if count is not None)

@@ -28,7 +28,7 @@ from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
 from nae_monitor.replay.kept import NOT_RECORDED, KeptRows
-from nae_monitor.replay.plan import new_recording, refuse_mismatch
+from nae_monitor.replay.plan import new_recording, refuse_mismatch, stops_lost
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
 from nae_monitor.replay.verdicts import cautious_verdict
 
@@ -168,6 +168,7 @@ class _Replay:
             self.finish(index.requests())
             for found in stops:
                 self.writer.write_stops(found)
+            self.writer.close(stops_lost=stops_lost(recordings))
 
     def take(self, piece: Sequence[Row]) -> None:
         """Decode and judge rows in replay order."""
@@ -256,7 +257,7 @@ class _Replay:
         dropped = Counter(record.coverage.dropped_tokens)
         dropped.subtract(request.undone)
         dropped.update(request.dropped)
-        if lacking := self._kept.lacking(number, record):
+        if lacking := self._kept.lacking(number, record, request.records.values()):
             dropped[NOT_RECORDED] += lacking
             if state is not VerdictState.ALERT:
                 state = VerdictState.UNDECIDED

@@ -129,6 +129,19 @@ def test_each_turn_of_a_request_lacks_what_is_missing_up_to_it(
     assert run.not_recorded == lacking[1]
 
 
+@pytest.mark.parametrize(("kept", "lacking"), [((2, 3), (0, 0)), ((2, 2), (1, 1))])
+def test_a_turn_during_which_another_began_lacks_no_row_of_the_other(
+    tmp_path: Path, kept: tuple[int, int], lacking: tuple[int, int]
+) -> None:
+    # The first turn was weighed when all rows of the second had been judged.
+    first = replace(turn("a", 1, 5), state=VerdictState.UNDECIDED, reasons=("another began",))
+    second = turn("a", 2, 5)
+    run, records = again(record(tmp_path / "live", [(first, kept[0], 0), (second, kept[1], 0)]))
+    found = [records[n].coverage.dropped_tokens.get("not_recorded", 0) for n in (1, 2)]
+    assert found == list(lacking)
+    assert run.not_recorded == lacking[1]
+
+
 def test_a_match_in_what_is_there_stays_an_alert(tmp_path: Path) -> None:
     live = record(tmp_path / "live", [(turn("a", 1, 5), 2, 0)])
     run, records = again(live, judge=Matching(Severity.HIGH))
