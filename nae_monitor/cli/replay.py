@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
 if TYPE_CHECKING:
     from nae_monitor.records import Finding
     from nae_monitor.replay import Comparison, ReplayRun
+    from nae_monitor.replay.decoding import Mode
     from nae_monitor.settings import Settings
 
 SHOWN_FINDINGS = 20
@@ -26,9 +28,20 @@ def replay(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.")],
     config: ConfigOption = None,
-    redecode: Annotated[bool, typer.Option(help="Decode every row again.")] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="Only rows that fit, such as: tenant = acme and time >= 2026-10-01. Fields: "
+            "request, group, session, tenant, model, phase, position, layer, time, rule (one that "
+            "found something in the request). Operators: = != < <= > >= in and or not ( )."
+        ),
+    ] = None,
+    redecode: Annotated[bool, typer.Option("--redecode", help="Decode every row again.")] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Decode nothing: judge recorded decodings anew.")
+    ] = False,
     decode_missing: Annotated[
-        bool, typer.Option(help="Decode rows that were dropped live, too.")
+        bool, typer.Option("--decode-missing", help="Decode rows that were dropped live, too.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Vectors a decode call.")] = 16,
     against: Annotated[
@@ -41,16 +54,22 @@ def replay(
 
     The same configuration gives the findings of the recording, byte for byte. Rows whose
     decoding was recorded in the clear are not decoded again unless --redecode is given.
+    A replay that was broken off goes on where it had come to when the same command is given
+    again, and the run is the same, byte for byte.
     """
     from nae_monitor.recording import open_recordings
     from nae_monitor.replay import compare
 
+    if redecode + rescore + decode_missing > 1:
+        raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
     settings = settings_from(config)
     opened = open_recordings(recordings)  # before minutes are spent on loading
     if against is not None:
         open_recordings([against])
     never_live = all(not recording.manifest for recording in opened)
-    run = _replay(recordings, out, settings, redecode, decode_missing or never_live, batch_size)
+    mode: Mode = "missing" if decode_missing or never_live else "live"
+    mode = "redecode" if redecode else "rescore" if rescore else mode
+    run = _replay(recordings, out, settings, mode, batch_size, where)
     comparison = compare(against, out) if against is not None else None
     if as_json:
         json_line(_as_json(run, comparison))
@@ -64,11 +83,11 @@ def _replay(
     recordings: list[Path],
     out: Path,
     settings: Settings,
-    redecode: bool,
-    decode_missing: bool,
+    mode: Mode,
     batch_size: int,
+    where: str | None,
 ) -> ReplayRun:
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from nae_monitor.detect import Correlator
     from nae_monitor.health import Health
@@ -78,7 +97,13 @@ def _replay(
     quiet_libraries()
     health = Health()
     parts = load_parts(settings, health)
-    with Progress(console=errors(), transient=True) as bar:
+    columns = (
+        "rows",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=errors(), transient=True) as bar:
         task = bar.add_task("rows", total=None)
         return replay_recordings(
             recordings,
@@ -87,8 +112,9 @@ def _replay(
             judge=parts.judge,
             correlate=Correlator(lambda: parts.rules, health),
             suppress=parts.rules.suppressions(),
-            redecode=redecode,
-            decode_missing=decode_missing,
+            mode=mode,
+            where=where,
+            identity=_identity(settings),
             batch_size=batch_size,
             health=health,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
@@ -96,6 +122,12 @@ def _replay(
             manifest={"rules_sha256": parts.rules.fingerprint},
             hmac_key=content_key(settings.privacy),
         )
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Names what the decoder and the judge are made of."""
+    parts = repr((settings.target, settings.nla, settings.detect)).encode()
+    return {"settings_sha256": hashlib.sha256(parts).hexdigest()}
 
 
 def report(

@@ -63,6 +63,8 @@ class RecordingWriter:
         vector_dtype: "float16" or "float32"; vectors are converted to it.
         content: what of prompts, outputs and decoded text is kept.
         hmac_key: needed for content "hash".
+        created_unix_ns: None: now.
+        judged_is_filtered: decodings and findings come as the content setting lets them through.
         clock: seconds, monotonic.
 
     Raises:
@@ -82,10 +84,13 @@ class RecordingWriter:
         rotate_rows: int = 2048,
         rotate_bytes: int = 16 * 1024 * 1024,
         rotate_s: float = 30.0,
+        created_unix_ns: int | None = None,
+        judged_is_filtered: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = Path(directory)
         self._content = ContentFilter(content, hmac_key)
+        self._judged_content = ContentFilter("full", None) if judged_is_filtered else self._content
         self._d_model = d_model
         self._dtype = _torch_dtype(vector_dtype, self.directory)
         self._lock = threading.Lock()
@@ -97,7 +102,7 @@ class RecordingWriter:
             "vector_dtype": vector_dtype,
             "content": content,
             "hmac_key_id": self._content.key_id,
-            "created_unix_ns": time.time_ns(),
+            "created_unix_ns": time.time_ns() if created_unix_ns is None else created_unix_ns,
         }
         self._start({**manifest, **known})
         limits = Limits(rotate_rows, rotate_bytes, rotate_s)
@@ -146,7 +151,9 @@ class RecordingWriter:
             raise VectorError(
                 f"a vector of shape {list(activation.vector.shape)}, not [{self._d_model}]"
             )
-        row = activation_row(activation, decoding, dropped_reason, self._content)
+        row = activation_row(
+            activation, decoding, dropped_reason, self._content, self._judged_content
+        )
         # A copy, so that the caller may reuse its buffer.
         vector = activation.vector.detach().to("cpu", self._dtype, copy=True).numpy()
         text_bytes = len(row.get("explanation") or "") + 256
@@ -162,7 +169,8 @@ class RecordingWriter:
 
     def write_findings(self, findings: Iterable[Finding]) -> None:
         """Append findings. Raises OSError: none of them was taken."""
-        lines = [canonical_line(finding_to_json(withheld(f, self._content))) for f in findings]
+        content = self._judged_content
+        lines = [canonical_line(finding_to_json(withheld(f, content))) for f in findings]
         if lines:
             with self._lock:
                 self._findings.append(lines)

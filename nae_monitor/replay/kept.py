@@ -10,12 +10,14 @@ from nae_monitor.recording import RecordedActivation, RequestRecord
 from nae_monitor.records import VerdictState
 
 NOT_RECORDED = "not_recorded"  # the reason under which such rows are among the dropped ones
+NOT_SELECTED = "not_selected"  # the same for rows that the replay was told to leave out
 
 
 @dataclass(slots=True)
 class _Turn:
     rows: int = 0
     decoded: int = 0  # live
+    left_out: int = 0  # of the decoded ones
 
 
 @dataclass(slots=True)
@@ -42,6 +44,19 @@ class KeptRows:
         turn = self._turns[recording, request.request_id][request.started_unix_ns]
         turn.rows += 1
         turn.decoded += recorded.decoding is not None
+
+    def leave_out(self, recording: int, turn: tuple[str, int], rows: int, decoded: int) -> None:
+        """Rows of a turn (request id, start in Unix ns) are there and are not to be replayed."""
+        counts = self._turns[recording, turn[0]][turn[1]]
+        counts.rows += rows
+        counts.decoded += decoded
+        counts.left_out += decoded
+
+    def left_out(self, recording: int, record: RequestRecord) -> int:
+        """Rows judged live, up to the end of this turn, that the replay was told to leave out."""
+        turns = self._turns.get((recording, record.request.request_id), {})
+        started = record.request.started_unix_ns
+        return sum(turn.left_out for start, turn in turns.items() if start <= started)
 
     def lacking(
         self, recording: int, record: RequestRecord, known: Collection[RequestRecord] = ()

@@ -78,7 +78,7 @@ def record(
 
 
 def again(live: Path, **options: object) -> tuple[ReplayRun, dict[int, RequestRecord]]:
-    arguments = {"decoder": None, "judge": Silent(), "decode_missing": False, **options}
+    arguments = {"decoder": None, "judge": Silent(), "mode": "live", **options}
     out = live.with_name(live.name + "-again")
     run = replay([live], out, **arguments)  # type: ignore[arg-type]
     return run, {r.request.started_unix_ns: r for r in Recording.open(out).requests()}
