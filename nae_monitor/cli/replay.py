@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_from
+from nae_monitor.cli.replay_view import print_run, run_json
 from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
-    from nae_monitor.records import Finding
-    from nae_monitor.replay import Comparison, ReplayRun
+    from nae_monitor.replay import ReplayRun
     from nae_monitor.replay.decoding import Mode
     from nae_monitor.settings import Settings
-
-SHOWN_FINDINGS = 20
 
 
 def replay(
@@ -58,7 +55,7 @@ def replay(
     again, and the run is the same, byte for byte.
     """
     from nae_monitor.recording import open_recordings
-    from nae_monitor.replay import compare
+    from nae_monitor.replay import breakdown, compare
 
     if redecode + rescore + decode_missing > 1:
         raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
@@ -71,10 +68,11 @@ def replay(
     mode = "redecode" if redecode else "rescore" if rescore else mode
     run = _replay(recordings, out, settings, mode, batch_size, where)
     comparison = compare(against, out) if against is not None else None
+    rates = breakdown(against, out) if against is not None else []
     if as_json:
-        json_line(_as_json(run, comparison))
+        json_line(run_json(run, comparison, rates))
     else:
-        _print(run, comparison)
+        print_run(run, comparison, rates)
     if comparison is not None and not comparison.identical:
         raise typer.Exit(1)
 
@@ -141,60 +139,3 @@ def report(
 
     write_report(run, out)
     output().print(f"report: {out}", soft_wrap=True)
-
-
-def _as_json(run: ReplayRun, comparison: Comparison | None) -> dict[str, Any]:
-    from nae_monitor.recording import finding_to_json
-
-    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    value = fields | {"directory": str(run.directory), "dropped": dict(run.dropped)}
-    value["alerts"] = dict(run.alerts)
-    if comparison is not None:
-        value["comparison"] = {
-            "identical": comparison.identical,
-            "same": comparison.same,
-            "new": [finding_to_json(f) for f in comparison.new],
-            "gone": [finding_to_json(f) for f in comparison.gone],
-            "changed": [[finding_to_json(f) for f in pair] for pair in comparison.changed],
-        }
-    return value
-
-
-def _print(run: ReplayRun, comparison: Comparison | None) -> None:
-    console = output()
-    console.print(
-        f"{run.rows} rows: {run.judged} judged ({run.reused} on their live decoding, "
-        f"{run.decoded} decoded now), {run.findings} findings"
-    )
-    for reason, rows in run.dropped.items():
-        console.print(f"  {rows} rows not judged: {reason}")
-    if run.not_recorded:
-        console.print(
-            f"  {run.not_recorded} rows judged live are not in the recordings: "
-            "their requests are undecided, never clean"
-        )
-    if alerts := sum(run.alerts.values()):
-        held_back = run.alerts.get("repeat", 0) + run.alerts.get("overflow", 0)
-        untimed = run.alerts.get("untimed", 0)
-        note = f", {untimed} of unknown time" if untimed else ""
-        console.print(f"{alerts} alerts: {held_back} held back by suppression{note}")
-    console.print(f"run: {run.directory}", soft_wrap=True)
-    if comparison is None:
-        return
-    console.print(
-        f"compared: {comparison.same} the same, {len(comparison.new)} new, "
-        f"{len(comparison.gone)} gone, {len(comparison.changed)} changed"
-    )
-    lines = [("new", f) for f in comparison.new] + [("gone", f) for f in comparison.gone]
-    lines += [("changed", after) for _, after in comparison.changed]
-    for what, finding in lines[:SHOWN_FINDINGS]:
-        console.print(f"  {what}: {_finding(finding)}", soft_wrap=True)
-    if len(lines) > SHOWN_FINDINGS:
-        console.print(f"  and {len(lines) - SHOWN_FINDINGS} more; --json lists them all")
-
-
-def _finding(finding: Finding) -> str:
-    return (
-        f"{finding.request_id} token {finding.position} {finding.rule_name} "
-        f"{finding.severity.value} {finding.state.value}"
-    )

@@ -1,5 +1,6 @@
 """Replay: recordings through today's decoder and rules, what changed, and the HTML report."""
 
+from nae_monitor.replay.breakdown import RateChange, breakdown
 from nae_monitor.replay.compare import Comparison, compare
 from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
 from nae_monitor.replay.report import write_report
@@ -12,7 +13,9 @@ __all__ = [
     "Decoder",
     "Judge",
     "Progress",
+    "RateChange",
     "ReplayRun",
+    "breakdown",
     "cautious_verdict",
     "compare",
     "replay",

@@ -113,7 +113,7 @@ class RowIndex:
         turn = number, request.request_id, request.started_unix_ns
         return turn if turn in self._requests else self._latest.get(turn[:2])
 
-    def pieces(self, piece_bytes: int, part_rows: int) -> Iterator[list[Row]]:
+    def pieces(self, piece_bytes: int, part_rows: int = 1) -> Iterator[list[Row]]:
         """Every row in order, as lists of about ``piece_bytes`` and whole parts of rows."""
         width = max((recording.d_model for recording in self._recordings), default=1)
         size = piece_bytes // (4 * width + ROW_OVERHEAD_BYTES)
