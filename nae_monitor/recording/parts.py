@@ -69,7 +69,7 @@ class SealedTable:
         self.path = final if final.exists() else final.with_name(final.name + OPEN_SUFFIX)
         self.name = seal.file
         self.rows = seal.rows
-        self._seal = seal
+        self.seal = seal
         self._schema = schema
         with refusing(self.path):
             size = self.path.stat().st_size if self.path.exists() else -1
@@ -81,7 +81,7 @@ class SealedTable:
 
     def table(self, columns: Sequence[str] | None = None) -> Any:
         """The file as an Arrow table, columns as named."""
-        data = read_sealed(self.path, self._seal)
+        data = read_sealed(self.path, self.seal)
         with refusing(self.path):
             file = pq.ParquetFile(pa.BufferReader(data))
             if not file.schema_arrow.equals(self._schema):

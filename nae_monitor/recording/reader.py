@@ -28,6 +28,7 @@ from nae_monitor.recording.schema import (
     recorded_request,
 )
 from nae_monitor.recording.sealing import (
+    ERASURE,
     FINDINGS,
     MANIFEST,
     MAX_JSON_BYTES,
@@ -192,6 +193,11 @@ def _no_manifest(path: Path) -> RecordingError:
 
 
 def _open_directory(directory: Path) -> Recording:
+    if (directory / ERASURE).exists():
+        raise RecordingError(
+            f"{directory / ERASURE}: an erasure was broken off; "
+            "run `nae-monitor record erase` on it again to finish it"
+        )
     manifest, d_model, content = _read_manifest(directory)
     seals, totals = read_seals(directory / SEALS)
     withheld = content != "full"

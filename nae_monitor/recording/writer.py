@@ -131,6 +131,7 @@ class RecordingWriter:
             self._findings = CountedAppender(self.directory / FINDINGS)
             self._stops = CountedAppender(self.directory / STOPS)
             self._seals = LineAppender(self.directory / SEALS)
+            self._seals.lock()
             part.rename(target)
             sync_directory(self.directory)
         except OSError as error:
