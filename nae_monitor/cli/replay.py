@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 def replay(
     recordings: Annotated[
-        list[Path],
-        typer.Argument(help="Recordings, directories of them, or Parquet files with vectors."),
+        list[str],
+        typer.Argument(
+            help="Recordings, directories of them, or Parquet files with vectors; paths or URLs."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.")],
     config: ConfigOption = None,
@@ -42,7 +44,7 @@ def replay(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Vectors a decode call.")] = 16,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A run or recording to compare findings with; exit 1 if they differ."),
     ] = None,
     as_json: JsonOption = False,
@@ -78,7 +80,7 @@ def replay(
 
 
 def _replay(
-    recordings: list[Path],
+    recordings: list[str],
     out: Path,
     settings: Settings,
     mode: Mode,

@@ -240,7 +240,8 @@ def open_reference(path: Path) -> Any:
     with refusing(path):
         if path.stat().st_size > 64 * MAX_FILE_BYTES:
             raise RecordingError(f"{path}: larger than {64 * MAX_FILE_BYTES} bytes")
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        # Opened by itself, so that it may be anywhere that a recording may be.
+        file = pq.ParquetFile(path.open("rb"), page_checksum_verification=True)
         if VECTOR not in file.schema_arrow.names:
             raise RecordingError(f"{path}: has no column {VECTOR!r}")
         return file

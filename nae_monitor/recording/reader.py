@@ -19,6 +19,7 @@ from nae_monitor.recording.parts import (
     reference_parts,
     refusing,
 )
+from nae_monitor.recording.places import located
 from nae_monitor.recording.privacy import Content
 from nae_monitor.recording.rows import RecordedActivation, RequestRecord
 from nae_monitor.recording.schema import (
@@ -67,11 +68,13 @@ class Recording:
     def open(cls, path: Path | str) -> Recording:
         """Open a recording directory, or a Parquet file with an ``activation_vector`` column.
 
+        Either may be a URL that fsspec opens, if the extra ``remote`` is installed.
+
         Raises:
             RecordingError: no manifest, or anything truncated, damaged, missing or foreign;
                 names the file.
         """
-        place = Path(path)
+        place = located(path)
         if place.is_dir():
             return _open_directory(place)
         if not place.exists():
@@ -177,7 +180,7 @@ def open_recordings(paths: Iterable[Path | str]) -> list[Recording]:
     """
     recordings: list[Recording] = []
     for given in paths:
-        path = Path(given)
+        path = located(given)
         if path.is_dir() and not (path / MANIFEST).exists():
             inner = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
             if not inner:

@@ -121,6 +121,9 @@ class RecordingWriter:
 
     def _start(self, manifest: Mapping[str, Any]) -> None:
         target = self.directory / MANIFEST
+        if ":/" in str(self.directory):
+            mend = "write it to a directory, and copy it once it is closed"
+            raise _refused(self.directory, "is not on this machine", mend)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if target.exists():
