@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,11 @@ from nae_monitor.cli.replay_view import print_run, run_json
 from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
-    from nae_monitor.replay import ReplayRun
+    from nae_monitor.health import Health
+    from nae_monitor.recording.privacy import Content
+    from nae_monitor.replay import Decoder, Judge, ReplayRun
     from nae_monitor.replay.decoding import Mode
+    from nae_monitor.replay.judging import Elsewhere
     from nae_monitor.settings import Settings
 
 
@@ -43,6 +48,12 @@ def replay(
         bool, typer.Option("--decode-missing", help="Decode rows that were dropped live, too.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Vectors a decode call.")] = 16,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode on a Ray cluster: its address, auto, or local for one on this machine."
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="A run or recording to compare findings with; exit 1 if they differ."),
@@ -58,6 +69,7 @@ def replay(
     """
     from nae_monitor.recording import open_recordings
     from nae_monitor.replay import breakdown, compare
+    from nae_monitor.replay.plan import common_content
 
     if redecode + rescore + decode_missing > 1:
         raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
@@ -68,7 +80,11 @@ def replay(
     never_live = all(not recording.manifest for recording in opened)
     mode: Mode = "missing" if decode_missing or never_live else "live"
     mode = "redecode" if redecode else "rescore" if rescore else mode
-    run = _replay(recordings, out, settings, mode, batch_size, where)
+    elsewhere = None
+    if ray is not None:
+        content = common_content(opened)
+        elsewhere = _workers(ray, recordings, settings, mode, batch_size, where, content)
+    run = _replay(recordings, out, settings, mode, batch_size, where, elsewhere)
     comparison = compare(against, out) if against is not None else None
     rates = breakdown(against, out) if against is not None else []
     if as_json:
@@ -86,6 +102,7 @@ def _replay(
     mode: Mode,
     batch_size: int,
     where: str | None,
+    elsewhere: Elsewhere | None,
 ) -> ReplayRun:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -115,6 +132,7 @@ def _replay(
             mode=mode,
             where=where,
             identity=_identity(settings),
+            elsewhere=elsewhere,
             batch_size=batch_size,
             health=health,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
@@ -122,6 +140,42 @@ def _replay(
             manifest={"rules_sha256": parts.rules.fingerprint},
             hmac_key=content_key(settings.privacy),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """The decoder and the judge of a configuration, and its key, loaded where it is called."""
+
+    settings: Settings
+
+    def load(self, health: Health) -> tuple[Decoder, Judge]:
+        from nae_monitor.parts import load_parts
+
+        parts = load_parts(self.settings, health)
+        return parts.decoder, parts.judge
+
+    def key(self) -> bytes | None:
+        return os.environ.get(self.settings.privacy.key_env, "").encode() or None
+
+
+def _workers(
+    address: str,
+    recordings: list[str],
+    settings: Settings,
+    mode: Mode,
+    batch_size: int,
+    where: str | None,
+    content: Content,
+) -> Elsewhere:
+    from nae_monitor.recording.privacy import ContentFilter
+    from nae_monitor.replay.cluster import Job, workers
+
+    stages = _Stages(settings)
+    paths = tuple(one if "://" in one else str(Path(one).absolute()) for one in recordings)
+    key_id = ContentFilter(content, stages.key()).key_id
+    job = Job(paths, stages.load, mode, batch_size, where, content, stages.key, key_id)
+    gpus = float(settings.nla.device == "cuda")
+    return workers(job, address=None if address == "local" else address, gpus_each=gpus)
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

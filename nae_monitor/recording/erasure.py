@@ -11,21 +11,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nae_monitor.errors import RecordingError
 from nae_monitor.recording.findings import canonical_line
-from nae_monitor.recording.parts import SealedTable, refusing
+from nae_monitor.recording.parts import SealedTable
 from nae_monitor.recording.reader import Recording
+from nae_monitor.recording.redo import Change, commit, finish_erasure
 from nae_monitor.recording.rotation import parquet_bytes
 from nae_monitor.recording.sealing import (
-    ERASURE,
     FINDINGS,
     MANIFEST,
     SEALS,
@@ -36,13 +35,9 @@ from nae_monitor.recording.sealing import (
     read_bytes,
     read_lines,
     seal_line,
-    sync_directory,
-    write_whole,
 )
 
-STAGED_SUFFIX = ".erasing"
 ALERTS = "alerts.jsonl"  # of a replayed run
-RESUME = ".resume"  # of a replay that was broken off
 _LINES = (FINDINGS, STOPS, ALERTS)
 _KEYS = ["request_id", "group_id", "tenant", "started_unix_ns"]
 
@@ -74,14 +69,6 @@ class Erased:
     alerts: int = 0
 
 
-@dataclass(slots=True)
-class _Change:
-    """Files to be put in place of others, and files to go."""
-
-    put: dict[str, bytes] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
-
-
 def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Erased:
     """Take requests out of one recording or replayed run; says what went.
 
@@ -101,7 +88,7 @@ def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Er
             return Erased(place, 0)
         change, erased = _change(recording, ids)
         if not dry_run:
-            _commit(place, change)
+            commit(place, change)
     return erased
 
 
@@ -119,40 +106,6 @@ def erase_all(
         inner = sorted(one.parent for one in path.glob(f"*/{MANIFEST}"))
         for place in [path] if (path / MANIFEST).exists() or not inner else inner:
             yield erase(place, doomed, dry_run=dry_run)
-
-
-def finish_erasure(directory: Path) -> bool:
-    """Do what is left of an erasure that was broken off; False where there was none.
-
-    Raises:
-        RecordingError: a marker that no erasure of this package wrote.
-        OSError: the disk refuses.
-    """
-    marker = directory / ERASURE
-    if not marker.exists():
-        for staged in directory.glob(f"*{STAGED_SUFFIX}"):
-            staged.unlink()
-        return False
-    value = parse_json(read_bytes(marker).decode("utf-8", "replace"), str(marker))
-    with refusing(marker):
-        put, gone = ([_plain_name(name) for name in value[key]] for key in ("put", "gone"))
-    for name in put:
-        staged = directory / f"{name}{STAGED_SUFFIX}"
-        if staged.exists():
-            staged.replace(directory / name)
-    for name in gone:
-        (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / RESUME, ignore_errors=True)
-    sync_directory(directory)
-    marker.unlink()
-    sync_directory(directory)
-    return True
-
-
-def _plain_name(name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
-        raise ValueError("a marker names files of its own directory")
-    return name
 
 
 @contextmanager
@@ -195,8 +148,8 @@ def _parts(recording: Recording) -> list[SealedTable]:
     return [part for part in parts if isinstance(part, SealedTable)]
 
 
-def _change(recording: Recording, ids: set[str]) -> tuple[_Change, Erased]:
-    directory, change = recording.path, _Change()
+def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
+    directory, change = recording.path, Change()
     seals: list[Seal | Totals] = []
     rows = {"activations": 0, "requests": 0}
     kept = {"activations": 0, "requests": 0}
@@ -226,7 +179,7 @@ def _change(recording: Recording, ids: set[str]) -> tuple[_Change, Erased]:
     return change, erased
 
 
-def _rewritten(part: SealedTable, ids: set[str], change: _Change) -> tuple[Seal | None, int]:
+def _rewritten(part: SealedTable, ids: set[str], change: Change) -> tuple[Seal | None, int]:
     """A file's seal once the rows of ``ids`` are out of it, None if none is left; rows removed."""
     names = part.table(["request_id"]).column("request_id").to_pylist()
     stay = [row for row, name in enumerate(names) if name not in ids]
@@ -243,7 +196,7 @@ def _rewritten(part: SealedTable, ids: set[str], change: _Change) -> tuple[Seal 
     return seal, len(names) - len(stay)
 
 
-def _without(directory: Path, name: str, ids: set[str], change: _Change) -> int:
+def _without(directory: Path, name: str, ids: set[str], change: Change) -> int:
     """Take the lines of ``ids`` out of a file; returns how many there are."""
     lines = list(_read(directory, name))
     stay = [line for line, where in lines if _request_id(line, where) not in ids]
@@ -266,7 +219,7 @@ def _request_id(line: str, where: str) -> Any:
     return value["request_id"]
 
 
-def _totals(totals: Totals, directory: Path, change: _Change, kept: Mapping[str, int]) -> Totals:
+def _totals(totals: Totals, directory: Path, change: Change, kept: Mapping[str, int]) -> Totals:
     def data(name: str) -> bytes:
         return change.put[name] if name in change.put else read_bytes(directory / name)
 
@@ -291,15 +244,3 @@ def _noted(manifest: Mapping[str, Any], erased: Erased) -> bytes:
     note = {"time_unix_ns": time.time_ns(), **counts}
     notes = [*(before if isinstance(before, list) else []), note]
     return (canonical_line({**manifest, "erasures": notes}) + "\n").encode("ascii")
-
-
-def _commit(directory: Path, change: _Change) -> None:
-    for name, data in change.put.items():
-        write_whole(directory / f"{name}{STAGED_SUFFIX}", data)
-    marker = canonical_line({"put": sorted(change.put), "gone": sorted(change.gone)})
-    staged = directory / f"{ERASURE}{STAGED_SUFFIX}"
-    write_whole(staged, marker.encode("ascii"))
-    sync_directory(directory)
-    staged.replace(directory / ERASURE)
-    sync_directory(directory)
-    finish_erasure(directory)

@@ -2,9 +2,10 @@
 
 from nae_monitor.replay.breakdown import RateChange, breakdown
 from nae_monitor.replay.compare import Comparison, compare
+from nae_monitor.replay.outcome import ReplayRun
 from nae_monitor.replay.ports import Conclude, Decoder, Judge, Progress
 from nae_monitor.replay.report import write_report
-from nae_monitor.replay.run import ReplayRun, replay
+from nae_monitor.replay.run import replay
 from nae_monitor.replay.verdicts import cautious_verdict
 
 __all__ = [

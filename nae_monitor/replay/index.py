@@ -121,6 +121,14 @@ class RowIndex:
         for start in range(0, len(self._order), size):
             yield self._load(self._order[start : start + size])
 
+    def parts(self, part_rows: int) -> int:
+        """How many parts of ``part_rows`` rows there are."""
+        return -(-len(self._order) // part_rows)
+
+    def part(self, number: int, part_rows: int) -> list[Row]:
+        """The rows of one part, from 0."""
+        return self._load(self._order[number * part_rows : (number + 1) * part_rows])
+
     def _load(self, rows: Any) -> list[Row]:
         loaded: dict[int, tuple[RecordedActivation, int]] = {}
         for part_index in np.unique(self._of_part[rows]):

@@ -115,11 +115,11 @@ class Journal:
         if line is None:
             return None
         where = str(self._directory / JUDGED)
-        return [_judged(row, where) for row in json.loads(line[65:])]  # checked at the start
+        return part_from_text(line[65:].decode("ascii"), where)  # checked at the start
 
     def keep(self, part: Sequence[Judged]) -> None:
         """Take a further part. Raises OSError: the next start does it again."""
-        line = canonical_line([_to_json(row) for row in part])
+        line = part_to_text(part)
         digest = hashlib.sha256(line.encode("ascii")).hexdigest()
         self._file.append([f"{digest} {line}"], sync=True)
 
@@ -134,6 +134,19 @@ class Journal:
         (self._directory / PLAN).unlink()
         self.close()
         shutil.rmtree(self._directory)
+
+
+def part_to_text(part: Sequence[Judged]) -> str:
+    """A part as one line of ASCII; the inverse of :func:`part_from_text`."""
+    return canonical_line([_to_json(row) for row in part])
+
+
+def part_from_text(text: str, where: str) -> list[Judged]:
+    """Read a part; RecordingError, naming ``where``, if it is none."""
+    try:
+        return [_judged(row, where) for row in json.loads(text)]
+    except (TypeError, ValueError) as error:
+        raise RecordingError(f"{where}: not of this version of the package") from error
 
 
 def _whole_parts(path: Path) -> int:
@@ -168,16 +181,13 @@ def _to_json(row: Judged) -> list[Any]:
 
 
 def _judged(value: Any, where: str) -> Judged:
-    try:
-        decoding, reason, findings, reused = value
-        return Judged(
-            None if decoding is None else Decoding(**decoding),
-            reason,
-            None if findings is None else tuple(finding_from_json(f, where) for f in findings),
-            reused,
-        )
-    except (TypeError, ValueError) as error:
-        raise RecordingError(f"{where}: not of this version of the package") from error
+    decoding, reason, findings, reused = value
+    return Judged(
+        None if decoding is None else Decoding(**decoding),
+        reason,
+        None if findings is None else tuple(finding_from_json(f, where) for f in findings),
+        reused,
+    )
 
 
 def _refused(place: Path, message: str, mend: str) -> ConfigurationError:

@@ -13,6 +13,7 @@ from nae_monitor.recording import Recording, RecordingWriter
 from nae_monitor.recording.privacy import Content
 from nae_monitor.recording.sealing import MANIFEST, SEALS, read_bytes
 from nae_monitor.replay.ports import Decoder
+from nae_monitor.version import __version__
 
 _OF_ONE_WRITER = (
     "format",
@@ -113,7 +114,25 @@ def _created_unix_ns(recording: Recording) -> int:
     return created if isinstance(created, int) else 0
 
 
-def source(recording: Recording) -> dict[str, Any]:
+def resume_plan(
+    recordings: Sequence[Recording],
+    decoder: Decoder | None,
+    facts: Mapping[str, Any],
+    options: Sequence[Any],
+    configuration: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that the outcome of a replay depends on: what a journal must agree with."""
+    return {
+        "nae_monitor": __version__,
+        "recordings": [_source(recording) for recording in recordings],
+        "manifest": dict(facts),
+        "nla": None if decoder is None else decoder.nla_id,
+        "options": list(options),
+        "configuration": dict(configuration),
+    }
+
+
+def _source(recording: Recording) -> dict[str, Any]:
     """What must not change under a replay that is broken off and goes on."""
     names = [recording.path / MANIFEST, recording.path / SEALS] if recording.manifest else []
     return {

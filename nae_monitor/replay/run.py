@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nae_monitor.detect import Sample
 from nae_monitor.detect.response import Suppression
 from nae_monitor.health import Health
 from nae_monitor.recording import (
@@ -27,36 +26,21 @@ from nae_monitor.replay.correlation import correlated
 from nae_monitor.replay.decoding import Mode, RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
 from nae_monitor.replay.journal import Journal, Judged
-from nae_monitor.replay.judging import PART_ROWS, RowJudge
+from nae_monitor.replay.judging import PART_ROWS, Elsewhere, JudgedParts, RowJudge
 from nae_monitor.replay.kept import NOT_RECORDED, NOT_SELECTED, KeptRows
+from nae_monitor.replay.outcome import OfRequest, ReplayRun
 from nae_monitor.replay.plan import (
     common_content,
     new_recording,
     refuse_mismatch,
-    source,
+    resume_plan,
     stops_lost,
 )
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
 from nae_monitor.replay.selection import Selection
 from nae_monitor.replay.verdicts import cautious_verdict
-from nae_monitor.version import __version__
 
 PIECE_BYTES = 128 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayRun:
-    """What a replay did. ``rows = judged + the sum of dropped``."""
-
-    directory: Path
-    rows: int
-    reused: int  # judged on the decoding made live
-    decoded: int  # decoded now
-    judged: int
-    findings: int
-    dropped: Mapping[str, int]  # rows by reason
-    alerts: Mapping[str, int] = field(default_factory=dict)  # by fate; empty where not asked for
-    not_recorded: int = 0  # rows judged live that the recordings do not hold; of finished requests
 
 
 def replay(
@@ -78,6 +62,7 @@ def replay(
     part_rows: int = PART_ROWS,
     where: str | None = None,
     identity: Mapping[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
     correlate: Correlate | None = None,
     suppress: Mapping[str, Suppression] | None = None,
 ) -> ReplayRun:
@@ -108,6 +93,8 @@ def replay(
         where: which rows, as an expression; see :mod:`nae_monitor.replay.where`. None: all.
         identity: what the judge and the decoder were made of, JSON-able. A replay broken off goes
             on only under the same.
+        elsewhere: who decodes and judges in place of this process; see
+            :mod:`nae_monitor.replay.cluster`.
         correlate: the aggregation rules. Where one of them groups several requests, findings and
             request records stay in memory until the last row is judged.
         suppress: suppression by rule id. Where given, the run directory gets ``alerts.jsonl``:
@@ -126,19 +113,18 @@ def replay(
     content = content or common_content(recordings)
     shown = ContentFilter(content, hmac_key)
     facts = {**(manifest or {}), **({} if where is None else {"where": where})}
-    plan = {
-        "nae_monitor": __version__,
-        "recordings": [source(recording) for recording in recordings],
-        "manifest": facts,
-        "nla": None if decoder is None else decoder.nla_id,
-        "options": [mode, batch_size, part_rows, content, shown.key_id, model],
-        "configuration": dict(identity or {}),
-    }
+    options = [mode, batch_size, part_rows, content, shown.key_id, model]
+    plan = resume_plan(recordings, decoder, facts, options, identity or {})
     journal = Journal(Path(run_directory), plan)
     try:
         rows = RowDecoder(decoder, mode, max(1, batch_size), health)
         work = _Replay(
-            RowJudge(rows, judge, health, shown, journal, part_rows),
+            JudgedParts(
+                RowJudge(rows, judge, health, shown),
+                journal,
+                part_rows,
+                None if elsewhere is None else elsewhere(journal.parts, index.parts(part_rows)),
+            ),
             health,
             new_recording(run_directory, recordings, decoder, facts, content, hmac_key),
             conclude or cautious_verdict,
@@ -156,30 +142,18 @@ def replay(
 
 
 @dataclass(slots=True)
-class _OfRequest:
-    """What replay gathers on one request, over all its turns."""
-
-    records: dict[int, RequestRecord] = field(default_factory=dict)  # by start, in Unix ns
-    findings: list[Finding] = field(default_factory=list)
-    judged: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    undone: Counter[str] = field(default_factory=Counter)  # live drops that were judged now
-    samples: list[Sample] = field(default_factory=list)  # what aggregation rules look at
-
-
-@dataclass(slots=True)
 class _Replay:
     """The mutable state of one replay."""
 
-    judge: RowJudge
+    parts: JudgedParts
     health: Health
     writer: RecordingWriter
     conclude: Conclude
     correlate: Correlate | None
     alerts: ReplayedAlerts | None
     kept: KeptRows
-    _waiting: list[dict[int, _OfRequest]] = field(default_factory=list)
-    _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
+    _waiting: list[dict[int, OfRequest]] = field(default_factory=list)
+    _current: dict[int, OfRequest] = field(default_factory=dict)  # by recording
     _current_id: str | None = None
     _concluded: set[tuple[int, str, int]] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
@@ -196,8 +170,8 @@ class _Replay:
         stops = [tuple(recording.stops()) for recording in recordings]  # damage shows at once
         with self.writer:
             done = 0
-            for piece in index.pieces(piece_bytes, self.judge.part_rows):
-                for part in self.judge.judged(piece):
+            for piece in index.pieces(piece_bytes, self.parts.part_rows):
+                for part in self.parts.judged(piece):
                     self.take(part)
                     done += len(part)
                     if progress is not None:
@@ -218,7 +192,7 @@ class _Replay:
 
     def _row(self, row: Row, judged: Judged) -> None:
         recorded = row.recorded
-        request = self._current.setdefault(row.recording, _OfRequest())
+        request = self._current.setdefault(row.recording, OfRequest())
         if row.request is not None:
             request.records[row.request.request.started_unix_ns] = row.request
         request_id = recorded.activation.request.request_id
@@ -238,7 +212,7 @@ class _Replay:
         self.writer.write_activation(recorded.activation, judged.decoding, judged.reason)
 
     def _judged(
-        self, activation: Activation, findings: tuple[Finding, ...], request: _OfRequest
+        self, activation: Activation, findings: tuple[Finding, ...], request: OfRequest
     ) -> None:
         request.judged += 1
         request.findings.extend(findings)
@@ -276,7 +250,7 @@ class _Replay:
         self.writer.write_findings(ordered)
         self._counts["findings"] += len(ordered)
 
-    def _write_request(self, number: int, record: RequestRecord, request: _OfRequest) -> None:
+    def _write_request(self, number: int, record: RequestRecord, request: OfRequest) -> None:
         left_out = self.kept.left_out(number, record)
         state, reasons = self.conclude(
             record, tuple(request.findings), sum(request.dropped.values()) + left_out
@@ -306,7 +280,7 @@ class _Replay:
             of_request = record.request
             turn = number, of_request.request_id, of_request.started_unix_ns
             if turn not in self._concluded:
-                rest = _OfRequest()
+                rest = OfRequest()
                 if self.correlate is not None:
                     rest.findings.extend(self.correlate.ended(of_request))
                 self._write_findings(rest.findings)

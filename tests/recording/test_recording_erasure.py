@@ -20,8 +20,8 @@ from nae_monitor.recording import (
     RecordingWriter,
     RequestRecord,
     erase,
+    redo,
 )
-from nae_monitor.recording import erasure as erasing
 from nae_monitor.records import (
     Activation,
     Coverage,
@@ -211,7 +211,7 @@ def test_broken_off_at_any_step_nothing_or_everything_happened(
     tick = stop_at(step)
     with monkeypatch.context() as patch:
         for owner, name in (
-            (Path, "replace"), (Path, "unlink"), (Path, "open"), (erasing, "sync_directory"),
+            (Path, "replace"), (Path, "unlink"), (Path, "open"), (redo, "sync_directory"),
         ):  # fmt: skip
             real = getattr(owner, name)
             patch.setattr(owner, name, lambda *a, _real=real, **k: (tick(), _real(*a, **k))[1])
