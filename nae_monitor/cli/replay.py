@@ -12,7 +12,7 @@ import typer
 
 from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_from
 from nae_monitor.cli.replay_view import print_run, run_json
-from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
+from nae_monitor.cli.terminal import error_line, errors, json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
     from nae_monitor.health import Health
@@ -70,10 +70,13 @@ def replay(
     from nae_monitor.recording import open_recordings
     from nae_monitor.replay import breakdown, compare
     from nae_monitor.replay.plan import common_content
+    from nae_monitor.replay.where import parse_where
 
     if redecode + rescore + decode_missing > 1:
         raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
     settings = settings_from(config)
+    if where is not None:
+        parse_where(where)
     opened = open_recordings(recordings)  # before minutes are spent on loading
     if against is not None:
         open_recordings([against])
@@ -84,7 +87,11 @@ def replay(
     if ray is not None:
         content = common_content(opened)
         elsewhere = _workers(ray, recordings, settings, mode, batch_size, where, content)
-    run = _replay(recordings, out, settings, mode, batch_size, where, elsewhere)
+    try:
+        run = _replay(recordings, out, settings, mode, batch_size, where, elsewhere)
+    except KeyboardInterrupt:
+        error_line("stopped; give the same command again to go on from here", "")
+        raise
     comparison = compare(against, out) if against is not None else None
     rates = breakdown(against, out) if against is not None else []
     if as_json:
