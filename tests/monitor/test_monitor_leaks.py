@@ -185,7 +185,7 @@ def test_alerts_on_the_wire_have_the_ids_that_a_replay_gives(
         tmp_path / "again",
         decoder=decoder,
         judge=watched._parts.judge,
-        decode_missing=False,
+        mode="live",
         suppress={},
     )
     lines = (run.directory / "alerts.jsonl").read_text().splitlines()
