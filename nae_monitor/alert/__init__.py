@@ -20,6 +20,7 @@ from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
+from nae_monitor.alert.window import AlertWindow
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Severity, StopOutcome
@@ -34,6 +35,7 @@ from nae_monitor.settings import (
 
 __all__ = [
     "AlertFolder",
+    "AlertWindow",
     "ContentPolicy",
     "JsonlTail",
     "KafkaTail",

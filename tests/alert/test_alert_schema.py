@@ -26,9 +26,7 @@ ASYNCAPI_SCHEMA = Path(__file__).with_name("data") / "asyncapi-3.0.0.schema.json
 texts = st.text(st.characters(exclude_categories=[]), max_size=20)
 events = st.builds(
     lambda request_id, session, tenant, model, severity, stop, routes, fve, support, content: (
-        event_of(
-            request_id, session, tenant, model, severity, stop, routes, fve, support, content
-        )
+        event_of(request_id, session, tenant, model, severity, stop, routes, fve, support, content)
     ),
     texts,
     st.none() | texts,
@@ -57,9 +55,7 @@ def event_of(
 ) -> AlertEvent:
     request = Request(request_id, request_id, model, session_id=session, tenant=tenant)
     evidence = make_evidence(fve=fve, support=support, support_asked=True, support_s=0.1)
-    alert = replace(
-        make_alert(severity=severity), request=request, stop=stop, routes=routes
-    )
+    alert = replace(make_alert(severity=severity), request=request, stop=stop, routes=routes)
     policy = make_policy(content)
     return to_event(policy.redact(replace(alert, evidence=(evidence,))), policy)
 
