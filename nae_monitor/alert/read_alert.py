@@ -41,7 +41,7 @@ def from_json(line: bytes) -> ReadAlert | None:
     if not isinstance(value, dict):
         return None
     data = value.pop("data", None)
-    return _read_alert(value, data)
+    return read_alert(value, data)
 
 
 def from_record(record: Any) -> ReadAlert | None:
@@ -53,10 +53,11 @@ def from_record(record: Any) -> ReadAlert | None:
         for name, value in record.headers
         if name.startswith("ce_")
     }
-    return _read_alert(attributes, _parse(record.value))
+    return read_alert(attributes, _parse(record.value))
 
 
-def _read_alert(attributes: dict[str, Any], data: Any) -> ReadAlert | None:
+def read_alert(attributes: dict[str, Any], data: Any) -> ReadAlert | None:
+    """The alert of attributes without prefix and a finding; as :func:`from_json`."""
     names = ("source", "id", "partitionkey", "sequence", "time", "severitytext")
     if not isinstance(data, dict) or not all(isinstance(attributes.get(n), str) for n in names):
         return None
@@ -101,6 +102,10 @@ def _is_read_here(kind: Any, data: Mapping[str, Any]) -> bool:
 
 def _parse(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")  # and nothing could write it again
