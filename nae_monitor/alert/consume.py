@@ -76,14 +76,18 @@ class KafkaTail:
 
     def _read(self, consumer: Any) -> Iterator[ReadAlert]:
         last_s = held_since_s = time.monotonic()
+        had_place = False
         while True:
             records = consumer.poll(timeout_ms=int(POLL_S * 1000))
             now_s = time.monotonic()
+            has_place = bool(consumer.assignment())
+            if records or has_place != had_place:  # a silence begins where listening does
+                last_s, had_place = now_s, has_place
             if records:
-                last_s = now_s
                 held_since_s = held_since_s if len(self._window) else now_s
                 self._take_in(records)
-            quiet = now_s - last_s >= self._timeout_s + self._joining_s(consumer)
+            joining_s = 0.0 if has_place else self._session_timeout_s
+            quiet = now_s - last_s >= self._timeout_s + joining_s
             due = quiet or self._window.is_full or now_s - held_since_s >= self._reorder_s
             if due and len(self._window):
                 for alert in self._window.take():
@@ -91,11 +95,12 @@ class KafkaTail:
                     self._window.handled(alert)
                 self._commit(consumer)
             if quiet:
-                self._refuse_unassigned(consumer)
+                if not has_place:
+                    raise InputDataError(
+                        f"{self._bootstrap}: no broker gave a place on topic {self._topic}"
+                        " (is it running, and does it let this client read?)"
+                    )
                 return
-
-    def _joining_s(self, consumer: Any) -> float:
-        return 0.0 if consumer.assignment() else self._session_timeout_s
 
     def _take_in(self, records: Mapping[Any, list[Any]]) -> None:
         for record in (r for batch in records.values() for r in batch):
@@ -112,13 +117,6 @@ class KafkaTail:
             consumer.commit()
         except (CommitFailedError, RebalanceInProgressError):
             self.uncommitted += 1
-
-    def _refuse_unassigned(self, consumer: Any) -> None:
-        if not consumer.assignment():
-            raise InputDataError(
-                f"{self._bootstrap}: no broker gave a place on topic {self._topic}"
-                " (is it running, and does it let this client read?)"
-            )
 
     def _connect(self) -> Any:
         return KafkaConsumer(
