@@ -12,7 +12,7 @@ from nae_monitor.binding import bind, bind_kinds
 from nae_monitor.errors import ConfigurationError, Problem
 from nae_monitor.strict_yaml import Document, read_document
 
-SinkKind = Literal["console", "jsonl", "otel", "kafka"]
+SinkKind = Literal["console", "jsonl", "otel", "kafka", "webhook"]
 SeverityName = Literal["informational", "low", "medium", "high", "critical"]
 EMBEDDED_AV = "embedded/smollm2-135m-l20-av"
 EMBEDDED_ENCODER = "embedded/all-minilm-l6-v2"
@@ -124,6 +124,8 @@ class ConsoleSettings:
 
     routes: tuple[str, ...] = ()  # only alerts that name one of these; empty: all
     min_severity: SeverityName | None = None  # None: that of ``alert``
+    tags: tuple[str, ...] = ()  # only alerts with one of these tags; empty: all
+    tenants: tuple[str, ...] = ()  # only alerts of these tenants; empty: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +135,19 @@ class JsonlSettings:
     path: str
     fsync: Literal["never", "interval", "always"] = "interval"
     rotate_bytes: int = 64 * 1024 * 1024
+    rotate_age_s: float | None = None  # also when the file's first alert is older; None: never
     keep_files: int = 5  # rotated ones, path.1 the newest
     queue_events: int = 10_000  # kept in memory while the file cannot be written
     routes: tuple[str, ...] = ()  # as for console
     min_severity: SeverityName | None = None
+    tags: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.path or min(self.rotate_bytes, self.keep_files, self.queue_events) < 1:
             raise ValueError("path is empty, or rotate_bytes, keep_files, queue_events below 1")
+        if self.rotate_age_s is not None and not self.rotate_age_s >= 1:
+            raise ValueError("rotate_age_s is at least 1; leave it out to rotate by size only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,8 @@ class OtelSettings:
     guardrail_names: bool = False  # also write the unmerged gen_ai.guardrail.* attributes
     routes: tuple[str, ...] = ()  # as for console
     min_severity: SeverityName | None = None
+    tags: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +197,8 @@ class KafkaSettings:
     topics: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[str, ...] = ()  # as for console
     min_severity: SeverityName | None = None
+    tags: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
     queue_events: int = 10_000
     outbox: str | None = None  # SQLite file; None: a file under the state directory
     outbox_bytes: int = 256 * 1024 * 1024  # when full, the lowest severity goes first
@@ -208,11 +219,39 @@ class KafkaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """Alerts posted to a URL, one a request; content follows the privacy setting."""
+
+    url: str | None = None  # https, or http on the loopback interface
+    # The environment variable with the URL, for one that is itself a secret (Slack's are).
+    url_env: str | None = None
+    format: Literal["json", "slack"] = "json"
+    # The environment variable with the secret that signs `json` bodies; null: they go unsigned.
+    secret_env: str | None = "NAE_MONITOR_WEBHOOK_SECRET"  # noqa: S105 - the variable's name
+    ca_file: str | None = None  # PEM; None: the system's
+    timeout_s: float = 10.0  # of one request
+    queue_events: int = 1000
+    routes: tuple[str, ...] = ()  # as for console
+    min_severity: SeverityName | None = None
+    tags: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("give either url or url_env")
+        if self.queue_events < 1 or not 0 < self.timeout_s <= 300:
+            raise ValueError("queue_events is at least 1, timeout_s above 0 and at most 300")
+
+
+SinkOptions = ConsoleSettings | JsonlSettings | OtelSettings | KafkaSettings | WebhookSettings
+
+
+@dataclass(frozen=True, slots=True)
 class SinkSettings:
     """One sink by kind; ``options`` is the settings record of that kind."""
 
     kind: SinkKind
-    options: ConsoleSettings | JsonlSettings | OtelSettings | KafkaSettings | None = None
+    options: SinkOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +359,7 @@ _SINK_OPTIONS: Mapping[str, type] = {
     "jsonl": JsonlSettings,
     "otel": OtelSettings,
     "kafka": KafkaSettings,
+    "webhook": WebhookSettings,
 }
 
 

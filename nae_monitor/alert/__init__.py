@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel
+from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel, webhook
+from nae_monitor.alert.audience import EVERYONE, Audience, audience_of
 from nae_monitor.alert.console import ConsoleSink
 from nae_monitor.alert.fold import AlertFolder
 from nae_monitor.alert.jsonl import JsonlSink
@@ -20,6 +21,8 @@ from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
+from nae_monitor.alert.webhook import WebhookSink
+from nae_monitor.alert.window import AlertWindow
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Severity, StopOutcome
@@ -30,10 +33,12 @@ from nae_monitor.settings import (
     OtelSettings,
     PrivacySettings,
     SinkSettings,
+    WebhookSettings,
 )
 
 __all__ = [
     "AlertFolder",
+    "AlertWindow",
     "ContentPolicy",
     "JsonlTail",
     "KafkaTail",
@@ -54,15 +59,15 @@ class Sinks:
         self,
         sinks: Mapping[str, Sink],
         health: Health,
-        routes: Mapping[str, frozenset[str]] | None = None,
+        audiences: Mapping[str, Audience] | None = None,
         least: Mapping[str, Severity] | None = None,
     ) -> None:
-        """``routes``: by sink, of which an alert must name one; a sink without takes all.
+        """``audiences``: by sink, whose alerts it takes; a sink without takes all.
 
         ``least``: by sink, the lowest severity it takes; a sink without takes all.
         """
         self._sinks = dict(sinks)
-        self._routes = routes or {}
+        self._audiences = audiences or {}
         self._least = least or {}
         self._health = health
 
@@ -98,7 +103,7 @@ class Sinks:
         )
 
     def _is_meant_for(self, name: str, alert: Alert) -> bool:
-        return name not in self._routes or not self._routes[name].isdisjoint(alert.routes)
+        return self._audiences.get(name, EVERYONE).includes(alert)
 
     def _is_grave_enough(self, name: str, alert: Alert) -> bool:
         if alert.stop not in (None, StopOutcome.WOULD_BLOCK):
@@ -166,9 +171,9 @@ def build_sinks(
                 mend = "name an SQLite file in a directory this user may write"
                 problems.append(Problem(where, f"the outbox cannot be opened: {error}", mend))
     problems += _none_takes_all(settings)
-    routes = {name: frozenset(_routes_of(one)) for name, (_, one) in named.items()}
+    audiences = {name: audience_of(one.options) for name, (_, one) in named.items()}
     least = {name: _least_of(one, settings) for name, (_, one) in named.items()}
-    built = Sinks(sinks, health, {n: wanted for n, wanted in routes.items() if wanted}, least)
+    built = Sinks(sinks, health, audiences, least)
     if problems:
         built.close(1.0)
         raise ConfigurationError(problems)
@@ -194,16 +199,13 @@ def _least_of(one: SinkSettings, settings: AlertSettings) -> Severity:
     return Severity(own or settings.min_severity)
 
 
-def _routes_of(one: SinkSettings) -> tuple[str, ...]:
-    return one.options.routes if one.options is not None else ()
-
-
 def _none_takes_all(settings: AlertSettings) -> list[Problem]:
     """Alerts of other routes, and the monitor's own, which name none, must reach somebody."""
-    if not settings.sinks or not all(_routes_of(one) for one in settings.sinks):
+    if not settings.sinks or any(audience_of(one.options).is_everyone for one in settings.sinks):
         return []
-    mend = "leave `routes` out of one sink, or add console"
-    return [Problem(Mark("alert.sinks"), "every sink takes certain routes only", mend)]
+    mend = "leave `routes`, `tags` and `tenants` out of one sink, or add console"
+    message = "every sink takes certain routes only, or certain tags or tenants"
+    return [Problem(Mark("alert.sinks"), message, mend)]
 
 
 def _check(one: SinkSettings, where: Mark) -> list[Problem]:
@@ -218,7 +220,9 @@ def _check(one: SinkSettings, where: Mark) -> list[Problem]:
                 or problems_of_security(one.options, where)
                 or kafka_probe.problems_of(one.options, where)
             )
-    if one.kind in ("jsonl", "kafka"):
+        case WebhookSettings():
+            return webhook.check(one.options, where)
+    if one.kind in ("jsonl", "kafka", "webhook"):
         return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
     return []
 
@@ -237,6 +241,8 @@ def _build(
             return KafkaSink(one.options, policy, health, name=name)
         case OtelSettings():
             return OtelSink(one.options, policy, health, name=name)
+        case WebhookSettings():
+            return WebhookSink(one.options, policy, health, name)
     if one.kind == "otel":
         return OtelSink(OtelSettings(), policy, health, name=name)
     return ConsoleSink(policy, health, console=console, name=name)

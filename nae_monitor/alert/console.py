@@ -44,9 +44,16 @@ class ConsoleSink(RetryingSink):
         super().__init__(name, policy, health, QUEUE_EVENTS)
 
     def _deliver(self, alerts: Sequence[RedactedAlert]) -> int:
-        # One at a time: a terminal that fails half-way must not repeat what it has shown.
-        self._console.print(render(alerts[0]))
-        return 1
+        for done, alert in enumerate(alerts):
+            try:
+                self._console.print(render(alert))
+            except Exception:
+                with self._console.capture():
+                    pass  # rich keeps what it could not write, and would show it twice
+                if not done:
+                    raise
+                return done  # what was shown must not be shown again
+        return len(alerts)
 
     def _finish(self) -> None:
         self._console.file.flush()

@@ -6,12 +6,15 @@ and a file that was rotated or removed meanwhile is noticed and opened anew.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from nae_monitor.alert.event import to_event, to_json
@@ -22,6 +25,7 @@ from nae_monitor.health import Health
 from nae_monitor.settings import JsonlSettings
 
 FSYNC_INTERVAL_S = 1.0
+MAX_LINE_BYTES = 4 * 1024 * 1024
 
 
 class JsonlSink(RetryingSink):
@@ -37,6 +41,7 @@ class JsonlSink(RetryingSink):
         self._path = Path(settings.path).expanduser()
         self._fd: int | None = None
         self._unsynced_since_s: float | None = None
+        self._began_unix_s: float | None = None
         super().__init__(name, policy, health, settings.queue_events)
 
     def _start_afresh(self) -> None:
@@ -59,7 +64,7 @@ class JsonlSink(RetryingSink):
     def _write(self, lines: Sequence[bytes]) -> int:
         """Append as many lines as go in before rotation, or rotate and append none."""
         with self._locked() as fd:
-            taken = self._fitting(lines, os.fstat(fd))
+            taken = 0 if self._is_too_old(fd) else self._fitting(lines, os.fstat(fd))
             if taken == 0:
                 try:
                     self._rotate()
@@ -92,7 +97,7 @@ class JsonlSink(RetryingSink):
     def _close_file(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
-            self._fd = None
+            self._fd = self._began_unix_s = None
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -121,6 +126,15 @@ class JsonlSink(RetryingSink):
             size_bytes += len(line)
             taken += 1
         return taken
+
+    def _is_too_old(self, fd: int) -> bool:
+        """Whether the file's first alert is older than allowed; asked under the lock."""
+        if self._settings.rotate_age_s is None:
+            return False
+        if self._began_unix_s is None:
+            self._began_unix_s = began_unix_s(fd)
+        began_s = self._began_unix_s
+        return began_s is not None and time.time() - began_s >= self._settings.rotate_age_s
 
     def _rotate(self) -> None:
         """``path`` becomes ``path.1``, and so on; the oldest beyond ``keep_files`` goes."""
@@ -161,6 +175,21 @@ def open_for_append(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def began_unix_s(fd: int) -> float | None:
+    """When the first alert of a file arose; None for an empty file, or no file but a device.
+
+    Read from the file, so that it holds over restarts and for every process that writes it.
+    Where the first line is no alert, the file's last change stands in for it.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return None
+    line = os.pread(fd, MAX_LINE_BYTES, 0).split(b"\n", 1)[0]
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
+    return status.st_mtime
 
 
 def _append(fd: int, data: bytes) -> None:

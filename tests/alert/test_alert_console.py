@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from alert_parts import CANARIES, make_alert, make_evidence, make_policy
+from alert_parts import CANARIES, make_alert, make_evidence, make_policy, wait_until
 from rich.console import Console
 
 from nae_monitor.alert.console import ConsoleSink, visible
@@ -77,3 +77,33 @@ def test_the_words_that_matched_are_read_once_and_without_what_is_around_them() 
     (evidence,) = to_event(policy.redact(alert), policy).data["evidences"]
     match = evidence["data"]["matches"][0]  # machines get it whole, with its offsets
     assert (match["start"], match["end"], match["text"]) == (0, 29, spans[0].text)
+
+
+def test_a_burst_is_shown_without_a_pause_between_alerts(health: Health) -> None:
+    screen = io.StringIO()
+    sink = ConsoleSink(make_policy(), health, console=Console(file=screen))
+    for number in range(200):
+        sink.emit(make_alert(number))
+    assert sink.close(20)
+    assert screen.getvalue().count("request r") == 200
+    assert sink._backoff_s == 0.0
+
+
+def test_a_terminal_that_fails_half_way_repeats_and_loses_nothing(health: Health) -> None:
+    class Flaky(io.StringIO):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            if self.writes % 5 == 3:
+                raise OSError
+            return super().write(text)
+
+    screen = Flaky()
+    sink = ConsoleSink(make_policy(), health, console=Console(file=screen))
+    for number in range(6):
+        sink.emit(make_alert(number))
+    wait_until(lambda: sink.stats()["delivered"] == 6)
+    assert sink.close(20)
+    shown = [line.split()[2] for line in screen.getvalue().splitlines() if "request r" in line]
+    assert shown == [f"r{n}" for n in range(6)]

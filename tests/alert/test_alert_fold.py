@@ -8,6 +8,7 @@ from alert_parts import make_evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nae_monitor.alert.event import occurrence_id
 from nae_monitor.alert.fold import AlertFolder, alert_id
 from nae_monitor.records import FindingState, Request, Severity
 
@@ -133,3 +134,16 @@ def test_alert_ids_differ_where_request_turn_rule_or_position_differs(
 def test_refuses_bounds_that_would_hold_nothing() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         AlertFolder("nla", max_evidence=0)
+
+
+def test_a_replay_at_another_time_gives_the_same_alert_and_event_ids() -> None:
+    def ids_at(now_unix_ns: int, first: int) -> list[tuple[str, str]]:
+        fold = AlertFolder(
+            "nla-1", now_unix_ns=lambda: now_unix_ns, sequence=itertools.count(first)
+        )
+        for position, rule_id in ((20, "a"), (11, "a"), (5, "b")):
+            add(fold, position=position, rule_id=rule_id)
+        return [(alert.alert_id, occurrence_id(alert)) for alert in fold.finish("r1")]
+
+    assert ids_at(7, 0) == ids_at(8, 100)
+    assert len({name for pair in ids_at(7, 0) for name in pair}) == 4

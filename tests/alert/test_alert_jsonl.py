@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from nae_monitor.alert.jsonl import JsonlSink
 from nae_monitor.alert.tail import JsonlTail
 from nae_monitor.errors import ConfigurationError, InputDataError
 from nae_monitor.health import Health
+from nae_monitor.records import Alert
 from nae_monitor.settings import AlertSettings, JsonlSettings, PrivacySettings, SinkSettings
 
 
@@ -216,3 +220,45 @@ def test_alerts_after_close_are_dropped_and_counted(tmp_path: Path, health: Heal
 def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputDataError, match=r"none.jsonl"):
         list(JsonlTail(tmp_path / "none.jsonl"))
+
+
+def stamped(number: int, age_s: float) -> Alert:
+    now_ns = time.time_ns() - round(age_s * 1e9)
+    return replace(make_alert(number), time_unix_ns=now_ns)
+
+
+def test_a_file_whose_first_alert_is_too_old_is_rotated_over_restarts_too(
+    tmp_path: Path, health: Health
+) -> None:
+    path = tmp_path / "alerts.jsonl"
+    for number, age_s in enumerate([7200.0, 10.0, 5.0]):
+        sink = sink_at(path, health, rotate_age_s=3600)
+        sink.emit(stamped(number, age_s))
+        assert sink.close(10)
+    found = [
+        [a.data["unmapped"]["nae.sequence"] for a in JsonlTail(file)]
+        for file in (tmp_path / "alerts.jsonl.1", path)
+    ]
+    assert found == [[0], [1, 2]]
+
+
+def test_an_empty_file_is_never_too_old(tmp_path: Path, health: Health) -> None:
+    path = tmp_path / "alerts.jsonl"
+    path.write_text("")
+    os.utime(path, (0, 0))
+    sink = sink_at(path, health, rotate_age_s=1)
+    sink.emit(stamped(0, 0.0))
+    assert sink.close(10)
+    assert [file.name for file in tmp_path.iterdir()] == ["alerts.jsonl"]
+
+
+def test_a_file_that_begins_with_something_else_is_as_old_as_its_last_change(
+    tmp_path: Path, health: Health
+) -> None:
+    path = tmp_path / "alerts.jsonl"
+    path.write_text("half a line\n")
+    os.utime(path, (0, 0))
+    sink = sink_at(path, health, rotate_age_s=60)
+    sink.emit(stamped(0, 0.0))
+    assert sink.close(10)
+    assert (tmp_path / "alerts.jsonl.1").read_text() == "half a line\n"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nae_monitor.alert import ContentPolicy, Sinks, build_sinks, consume_kafka, kafka_producer
+from nae_monitor.alert.audience import Audience
 from nae_monitor.alert.console import render
 from nae_monitor.alert.event import to_event
 from nae_monitor.alert.kafka import KafkaSink
@@ -217,7 +218,7 @@ def test_every_alert_is_taken_or_counted_by_each_sink_that_it_is_meant_for(
     sinks: list[tuple[Severity, bool]],
 ) -> None:
     health, lists = Health(), {f"s{n}": ListSink() for n in range(len(sinks))}
-    routes = {f"s{n}": frozenset({"a"}) for n, (_, only) in enumerate(sinks) if only}
+    routes = {f"s{n}": Audience(frozenset({"a"})) for n, (_, only) in enumerate(sinks) if only}
     least = {f"s{n}": severity for n, (severity, _) in enumerate(sinks)}
     built = Sinks(lists, health, routes, least)
     for number, severity in enumerate(Severity):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel, resend
+from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel, resend, webhook
 from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.cli.checks.check import Check, problem_check
 from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
-from nae_monitor.settings import JsonlSettings, KafkaSettings, OtelSettings, Settings, SinkSettings
+from nae_monitor.settings import (
+    JsonlSettings,
+    KafkaSettings,
+    OtelSettings,
+    Settings,
+    SinkSettings,
+    WebhookSettings,
+)
 
 
 def sinks(settings: Settings) -> Iterator[Check]:
@@ -30,6 +38,8 @@ def _sink(sink: SinkSettings, where: Mark) -> list[Check]:
             return _kafka(sink.options, name, where)
         case OtelSettings():
             return _otel(sink.options, name, where)
+        case WebhookSettings():
+            return _webhook(sink.options, name, where)
     return [Check(name, "ok", "standard error" if sink.kind == "console" else "host's provider")]
 
 
@@ -102,3 +112,14 @@ def _otel(options: OtelSettings, name: str, where: Mark) -> list[Check]:
     if why:
         return [Check(name, "warning", why, "start the collector; spans are lost until then")]
     return [Check(name, "ok", f"{options.endpoint} answers")]
+
+
+def _webhook(options: WebhookSettings, name: str, where: Mark) -> list[Check]:
+    problems = webhook.check(options, where)
+    if problems:
+        return [problem_check(name, p) for p in problems]
+    url = urlsplit(webhook.url_of(options, os.environ))
+    why = unreachable(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    if why:
+        return [Check(name, "warning", why, "alerts wait in memory until it answers")]
+    return [Check(name, "ok", f"{url.hostname} answers")]

@@ -161,3 +161,26 @@ def sample_of(value: dict[str, Any], name: str) -> Sample:
         transcript,
         None if expected is None else frozenset(expected),
     )
+
+
+def line_of(sample: Sample) -> dict[str, Any]:
+    """A sample as a JSON line that :func:`read_corpus` reads as the same to judge."""
+    activation, decoding, said = sample.activation, sample.decoding, sample.transcript
+    request = activation.request
+    texts = {"model": request.model, "nla_id": decoding.nla_id, "token": activation.token}
+    keys = {**request.attributes, "tenant": request.tenant, "session_id": request.session_id}
+    return {
+        "id": sample.id,
+        "request_id": request.request_id,
+        "explanation": decoding.text,
+        "prompt": said.prompt,
+        "output": said.output,
+        "fve": decoding.fve,
+        "cosine": decoding.cosine,
+        "phase": activation.phase.value,
+        "position": activation.position,
+        "layer": activation.layer,
+        "time_unix_s": activation.captured_unix_ns / 1e9,
+        "request": {name: value for name, value in keys.items() if isinstance(value, str)},
+        **texts,
+    }

@@ -1,0 +1,261 @@
+"""The webhook against a real server on the loopback interface, which misbehaves on request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from alert_parts import CANARIES, free_port, make_alert, make_evidence, make_policy, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook
+
+from nae_monitor.alert import build_sinks
+from nae_monitor.alert.event import occurrence_id
+from nae_monitor.alert.webhook import MAX_RETRY_AFTER_S, WebhookSink, check, wait_s
+from nae_monitor.alert.webhook_body import slack_body
+from nae_monitor.errors import ConfigurationError, Mark
+from nae_monitor.health import Health
+from nae_monitor.settings import AlertSettings, PrivacySettings, SinkSettings, WebhookSettings
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the example of Standard Webhooks
+ENV = {"NAE_MONITOR_WEBHOOK_SECRET": SECRET}
+HANG, RESET = "hang", "reset"
+
+
+@dataclass
+class Receiver:
+    """Answers as ``script`` says, one item a request, then with 200."""
+
+    script: list[Any] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)  # of answers other than 200
+    bodies: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)  # alert ids answered with 200
+    port: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/alerts"
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers["content-length"]))
+        self.bodies.append(({k.lower(): v for k, v in handler.headers.items()}, body))
+        status = self.script.pop(0) if self.script else 200
+        if status == HANG:
+            self.over.wait(60)
+            return
+        if status == RESET:
+            handler.connection.close()
+            return
+        if status == 200:
+            self.taken.append(json.loads(body).get("id", ""))
+        handler.send_response(status)
+        for name, value in self.headers.items() if status != 200 else ():
+            handler.send_header(name, value)
+        handler.send_header("content-length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"ok")
+
+
+@pytest.fixture
+def there() -> Iterator[Receiver]:
+    receiver = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            receiver.answer(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except (ConnectionError, ValueError):
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    receiver.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield receiver
+    receiver.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def sink_to(url: str, health: Health, content: str = "hash", **options: Any) -> WebhookSink:
+    return WebhookSink(WebhookSettings(url, **options), make_policy(content), health, environ=ENV)
+
+
+def test_alerts_arrive_in_order_signed_as_the_standard_says(
+    there: Receiver, health: Health
+) -> None:
+    sink = sink_to(there.url, health)
+    alerts = [make_alert(n) for n in range(60)]
+    for alert in alerts:
+        sink.emit(alert)
+    assert sink.close(30)
+    assert there.taken == [occurrence_id(alert) for alert in alerts]
+    assert sink.stats() == {"accepted": 60, "delivered": 60, "pending": 0}
+    for headers, body in there.bodies:
+        assert Webhook(SECRET).verify(body, headers) == json.loads(body)
+        assert headers["webhook-id"] == json.loads(body)["id"]
+        with pytest.raises(Exception, match="No matching signature"):
+            Webhook(SECRET).verify(body.replace(b"high", b"none", 1) + b" ", headers)
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, 408, RESET, HANG])
+def test_a_far_end_that_cannot_take_an_alert_now_gets_it_later_and_in_order(
+    fault: Any, there: Receiver, health: Health
+) -> None:
+    there.script = [200, fault, fault]
+    sink = sink_to(there.url, health, timeout_s=0.3)
+    alerts = [make_alert(n) for n in range(4)]
+    for alert in alerts:
+        sink.emit(alert)
+    wait_until(lambda: len(there.taken) == 4)
+    assert sink.close(30)
+    assert there.taken == [occurrence_id(alert) for alert in alerts]
+    retried = sum(n for name, n in sink.stats().items() if name.startswith("retried."))
+    assert retried == 2
+    assert sink.stats()["delivered"] == 4
+
+
+def test_a_far_end_that_is_away_is_waited_for(health: Health) -> None:
+    sink = sink_to(f"http://127.0.0.1:{free_port()}/", health, queue_events=2)
+    sink.emit(make_alert())
+    wait_until(lambda: sink.stats().get("retried.NewConnectionError"))
+    for n in range(1, 200):
+        sink.emit(make_alert(n))
+    stats = sink.stats()
+    assert stats["dropped.queue_full"] == 200 - stats["accepted"] > 0
+    assert health.counters()["alert.webhook.dropped.queue_full"] == stats["dropped.queue_full"]
+    assert not sink.close(0.2)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 410])
+def test_an_answer_that_refuses_drops_that_alert_alone_and_follows_nothing(
+    status: int, there: Receiver, health: Health
+) -> None:
+    there.script, there.headers = [status], {"location": there.url}
+    sink = sink_to(there.url, health)
+    for n in range(2):
+        sink.emit(make_alert(n))
+    assert not sink.close(30)
+    assert there.taken == [occurrence_id(make_alert(1))]
+    assert len(there.bodies) == 2
+    stats = sink.stats()
+    assert (stats["dropped.refused"], stats["delivered"], stats["pending"]) == (1, 1, 0)
+    assert stats[f"answered.{status}"] == 1
+
+
+def test_retry_after_is_waited_for_and_close_does_not_wait_for_it(
+    there: Receiver, health: Health
+) -> None:
+    there.script, there.headers = [429, 200], {"retry-after": "200"}
+    sink = sink_to(there.url, health)
+    sink.emit(make_alert())
+    wait_until(lambda: sink.stats().get("retried.429"))
+    assert not sink.close(0.5)
+    assert len(there.bodies) == 1
+    assert sink.stats()["pending"] == 1
+
+
+@given(st.text(max_size=20) | st.integers().map(str))
+def test_any_retry_after_means_a_bounded_wait(text: str) -> None:
+    assert 0 <= wait_s(text) <= MAX_RETRY_AFTER_S
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert (wait_s("7"), wait_s("9999999999"), wait_s("")) == (7.0, MAX_RETRY_AFTER_S, 0.0)
+    now = datetime.now(UTC)
+    assert wait_s(format_datetime(now - timedelta(minutes=1), usegmt=True)) == 0.0
+    assert 0 < wait_s(format_datetime(now + timedelta(minutes=1), usegmt=True)) <= 60
+
+
+@pytest.mark.parametrize("form", ["json", "slack"])
+@pytest.mark.parametrize("content", ["hash", "none"])
+def test_nothing_sensitive_leaves_by_default(
+    form: Any, content: str, there: Receiver, health: Health, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    there.script = [500, 400]
+    sink = sink_to(there.url, health, content, format=form)
+    for n in range(3):
+        sink.emit(make_alert(n))
+    wait_until(lambda: sink.stats()["delivered"] == 2)
+    sink.close(30)
+    said = b"".join(body for _, body in there.bodies).decode() + caplog.text
+    assert not [name for name, canary in CANARIES.items() if canary in said]
+    assert SECRET not in said
+
+
+def test_slack_gets_plain_text_that_can_call_nobody() -> None:
+    evil = "<!channel> & <http://evil|click> " + "x" * 5000
+    alert = replace(make_alert(), title=evil, evidence=(make_evidence(),))
+    alert = replace(alert, evidence=(replace(alert.evidence[0], explanation=evil),))
+    message = json.loads(slack_body(make_policy("full").redact(alert)))
+    assert "<" not in message["text"]
+    texts = [b["text"] for b in message["blocks"] if "text" in b] + message["blocks"][-1][
+        "elements"
+    ]
+    assert {text["type"] for text in texts} == {"plain_text"}
+    assert all(0 < len(text["text"]) <= 3000 for text in texts)
+    assert len(message["blocks"][0]["text"]["text"]) <= 150
+    assert CANARIES["matched"] in json.dumps(message)
+
+
+def test_slack_gets_no_signature_and_needs_no_secret(there: Receiver, health: Health) -> None:
+    settings = WebhookSettings(url_env="HOOK", format="slack")
+    assert check(settings, Mark("w"), {"HOOK": there.url}) == []
+    sink = WebhookSink(settings, make_policy(), health, environ={"HOOK": there.url})
+    sink.emit(make_alert())
+    assert sink.close(30)
+    headers, body = there.bodies[0]
+    assert not [name for name in headers if name.startswith("webhook-")]
+    assert json.loads(body)["blocks"][0]["type"] == "header"
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "said"),
+    [
+        ({"url": "ftp://h/"}, ENV, "no URL that can be posted to"),
+        ({"url": "https://user:pw@h/"}, ENV, "no URL that can be posted to"),
+        ({"url": "https://h:port/"}, ENV, "no URL that can be posted to"),
+        ({"url": "http://example.org/"}, ENV, "use https"),
+        ({"url_env": "HOOK"}, ENV, "HOOK is not set"),
+        ({"url": "https://h/"}, {}, "NAE_MONITOR_WEBHOOK_SECRET is not set"),
+        ({"url": "https://h/"}, {"NAE_MONITOR_WEBHOOK_SECRET": "whsec_%"}, "is not base64"),
+        ({"url": "https://h/", "ca_file": "/dev/null/x"}, ENV, "cannot read ca_file"),
+    ],
+)
+def test_what_can_never_work_is_told_without_the_address(
+    options: dict[str, Any], env: dict[str, str], said: str
+) -> None:
+    (problem,) = check(WebhookSettings(**options), Mark("w"), env)
+    assert said in str(problem)
+    assert "pw" not in str(problem)
+
+
+def test_a_webhook_that_can_never_work_stops_the_start(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NAE_MONITOR_WEBHOOK_SECRET", raising=False)
+    sinks = (SinkSettings("webhook", WebhookSettings("https://h/")),)
+    with pytest.raises(ConfigurationError, match=r"alert.sinks\[0\].webhook: the signing secret"):
+        build_sinks(AlertSettings(sinks), PrivacySettings(), health)
