@@ -58,6 +58,11 @@ class Health:
             ledger = self._ledgers.get(request_id)
             return 0 if ledger is None else ledger[name]
 
+    def ledger(self, request_id: str) -> Mapping[str, int]:
+        """A copy of all counters of a request; empty where it is unknown or forgotten."""
+        with self._lock:
+            return dict(self._ledgers.get(request_id, {}))
+
     def _ledger(self, request_id: str) -> Counter[str]:
         ledger = self._ledgers.get(request_id)
         if ledger is None:

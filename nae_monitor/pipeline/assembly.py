@@ -16,7 +16,14 @@ from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.decoding import DecodeStage
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Emitter, Outcomes
-from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer, OnDecision
+from nae_monitor.pipeline.ports import (
+    AlertSink,
+    Clock,
+    Judging,
+    Observer,
+    OnConcluded,
+    OnDecision,
+)
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.serving import ServingSide
@@ -44,6 +51,7 @@ class Given:
     clock: Clock
     rules: Callable[[], RuleSet]
     on_decision: OnDecision | None
+    on_concluded: OnConcluded | None
 
 
 class Shared:
@@ -96,6 +104,7 @@ def build_outcomes(given: Given, shared: Shared) -> Outcomes:
         rules=given.rules,
         acting=acting,
         brake=shared.brake,
+        on_concluded=given.on_concluded,
     )
 
 

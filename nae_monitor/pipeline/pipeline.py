@@ -16,7 +16,15 @@ from nae_monitor.pipeline.assembly import (
     build_worker,
 )
 from nae_monitor.pipeline.belt import Belt
-from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer, OnDecision
+from nae_monitor.pipeline.intake import Intake
+from nae_monitor.pipeline.ports import (
+    AlertSink,
+    Clock,
+    Judging,
+    Observer,
+    OnConcluded,
+    OnDecision,
+)
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.screen import Screen
 from nae_monitor.settings import Settings
@@ -24,6 +32,8 @@ from nae_monitor.settings import Settings
 
 class Pipeline(Belt):
     """From captured rows to findings, alerts and verdicts; owns the queue and the thread.
+
+    Rows come from taps by :meth:`listener`, or from another process by :attr:`intake`.
 
     After ``fork`` the child's pipeline knows no request, writes a recording of its own, and
     starts its thread with the first request.
@@ -39,6 +49,7 @@ class Pipeline(Belt):
         open_recorder: opens a recording, once a process; the pipeline closes it.
         observer: sees every judged row.
         on_decision: is told what rules' actions ask for.
+        on_concluded: is told what each turn came to.
         clock: seconds, monotonic; for expiry and retries.
 
     Raises:
@@ -59,6 +70,7 @@ class Pipeline(Belt):
         clock: Clock = time.monotonic,
         rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
         on_decision: OnDecision | None = None,
+        on_concluded: OnConcluded | None = None,
     ) -> None:
         given = Given(
             settings=settings,
@@ -72,6 +84,7 @@ class Pipeline(Belt):
             clock=clock,
             rules=rules,
             on_decision=on_decision,
+            on_concluded=on_concluded,
         )
         shared = Shared(
             settings, health, sinks=sinks, clock=clock, rules=rules, nla_id=decoder.nla_id
@@ -91,3 +104,4 @@ class Pipeline(Belt):
             work=build_worker(given, shared, outcomes),
             aftermath=outcomes,
         )
+        self.intake = Intake(health, shared, clock)
