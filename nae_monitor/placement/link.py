@@ -22,7 +22,7 @@ from nae_monitor.placement.frame import (
     unpack,
 )
 from nae_monitor.placement.greetings import Hello, Welcome, read_reason
-from nae_monitor.settings import IpcSettings
+from nae_monitor.placement_settings import IpcSettings
 
 GREET_S = 0.25  # between greetings of a worker that does not answer
 BEATS = 5  # in the time after which silence means death
@@ -67,6 +67,16 @@ class Link:
         self._monitor: Any = None
         self._sent = self._read = 0  # frames of this life
         self._heard_s = self._greeted_s = self._beat_s = -1e9
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker listens."""
+        return self.state is LinkState.READY
+
+    @property
+    def source(self) -> str:
+        """Whose ledgers come from there: the worker of the latest life."""
+        return self.worker
 
     def open(self, context: zmq.Context[Any]) -> None:
         """Connect, now or whenever somebody listens."""
