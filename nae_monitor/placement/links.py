@@ -1,0 +1,136 @@
+"""All workers of a serving process: which of them a turn goes to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import zmq
+
+from nae_monitor.errors import ConfigurationError
+from nae_monitor.health import Health
+from nae_monitor.placement.frame import Frame, Kind
+from nae_monitor.placement.greetings import Hello
+from nae_monitor.placement.link import Link, LinkState
+from nae_monitor.placement.private import check_private
+from nae_monitor.placement_settings import IpcSettings, socket_path
+
+IO_THREADS = 1
+
+
+class Destination(Protocol):
+    """Where the frames of a turn go. What was told in one life is unknown in the next."""
+
+    @property
+    def life(self) -> int:
+        """Counts up each time that a worker begins to listen."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker listens."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Whose ledgers come from there."""
+        ...
+
+    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> bool:
+        """Hand a frame on without waiting; False where there is no room."""
+        ...
+
+
+class Carrier(Protocol):
+    """Ways to workers; for the one thread that calls :meth:`open`."""
+
+    def open(self) -> None:
+        """Connect, or begin to."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye and disconnect; within a second."""
+        ...
+
+    def poll(self) -> list[tuple[Destination, Frame]]:
+        """Look after the connections; what came in about turns, in order."""
+        ...
+
+    def choose(self, key: str) -> Destination | None:
+        """Where turns of ``key`` go, the same one while it is there; None where nobody listens."""
+        ...
+
+    def faults(self) -> dict[str, str]:
+        """What does not work now, and why, by a name of it; all names, "" for what works."""
+        ...
+
+
+class Links:
+    """Workers over ZeroMQ. A key's worker is the one of the highest hash among those there."""
+
+    def __init__(
+        self, hello: Hello, settings: IpcSettings, health: Health, clock: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._new: Callable[[], list[Link]] = lambda: [
+            Link(address, hello, settings, health, clock) for address in settings.addresses
+        ]
+        self._context: zmq.Context[Any] | None = None
+        self.links: Sequence[Link] = self._new()
+
+    def open(self) -> None:
+        """As :class:`Carrier`; also for a forked child, which leaves its parent's alone."""
+        if self._context is not None:
+            self.links = self._new()
+        self._context = zmq.Context(IO_THREADS)
+        for link in self.links:
+            link.open(self._context)
+
+    def close(self) -> None:
+        """As :class:`Carrier`."""
+        for link in self.links:
+            link.close()
+        if self._context is not None:
+            self._context.term()  # within the sockets' linger
+
+    def poll(self) -> list[tuple[Destination, Frame]]:
+        """As :class:`Carrier`."""
+        return [(link, frame) for link in self.links for frame in link.poll()]
+
+    def choose(self, key: str) -> Destination | None:
+        """As :class:`Carrier`."""
+        ready = [link for link in self.links if link.is_ready]
+        return max(ready, key=lambda link: _weight(key, link.endpoint), default=None)
+
+    def faults(self) -> dict[str, str]:
+        """As :class:`Carrier`."""
+        return {f"ipc.worker-{n}": link.why for n, link in enumerate(self.links)}
+
+    def states(self) -> dict[str, str]:
+        """Of each worker: ready, away or refused, and why."""
+        return {
+            link.endpoint: f"{link.state}: {link.why}" if link.why else str(link.state)
+            for link in self.links
+        }
+
+    def is_answered(self) -> bool:
+        """Whether each worker is there or has refused."""
+        return all(link.state is not LinkState.AWAY for link in self.links)
+
+    def unsafe(self) -> list[str]:
+        """Directories of sockets that others could put theirs into, and why."""
+        found: list[str] = []
+        for address in self._settings.addresses:
+            path = socket_path(address)
+            if path is not None and path.parent.exists():
+                try:
+                    check_private(path.parent)
+                except ConfigurationError as error:
+                    found.append(str(error))
+        return found
+
+
+def _weight(key: str, endpoint: str) -> bytes:
+    """Of a worker for a key: rendezvous hashing, so that one that goes moves its own keys alone."""
+    return hashlib.blake2b(f"{key}\0{endpoint}".encode("utf-8", "replace"), digest_size=8).digest()
