@@ -25,6 +25,7 @@ from nae_monitor.placement.greetings import Hello, Welcome, read_reason
 from nae_monitor.placement_settings import IpcSettings
 
 GREET_S = 0.25  # between greetings of a worker that does not answer
+FRESH_S = 2.0  # within which a worker that listens has answered
 BEATS = 5  # in the time after which silence means death
 READ_FRAMES = 256  # in one go
 
@@ -66,6 +67,7 @@ class Link:
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: Any = None
         self._sent = self._read = 0  # frames of this life
+        self._opened_s = clock()
         self._heard_s = self._greeted_s = self._beat_s = -1e9
 
     @property
@@ -74,12 +76,19 @@ class Link:
         return self.state is LinkState.READY
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether it is too early to miss an answer."""
+        opened_for_s = self._clock() - self._opened_s
+        return self.state is LinkState.AWAY and not self.life and opened_for_s < FRESH_S
+
+    @property
     def source(self) -> str:
         """Whose ledgers come from there: the worker of the latest life."""
         return self.worker
 
     def open(self, context: zmq.Context[Any]) -> None:
         """Connect, now or whenever somebody listens."""
+        self._opened_s = self._clock()
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, self._settings.high_water_frames)
         self._socket.setsockopt(zmq.RCVHWM, self._settings.high_water_frames)

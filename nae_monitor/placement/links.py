@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import zmq
@@ -66,18 +68,35 @@ class Carrier(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What a serving process captures, for workers to see whether it is theirs."""
+
+    model: str
+    layer: int  # rows are hidden_states[layer]
+    d_model: int
+
+
 class Links:
     """Workers over ZeroMQ. A key's worker is the one of the highest hash among those there."""
 
     def __init__(
-        self, hello: Hello, settings: IpcSettings, health: Health, clock: Callable[[], float]
+        self, captured: Captured, settings: IpcSettings, health: Health, clock: Callable[[], float]
     ) -> None:
+        self._captured = captured
         self._settings = settings
-        self._new: Callable[[], list[Link]] = lambda: [
-            Link(address, hello, settings, health, clock) for address in settings.addresses
-        ]
+        self._health = health
+        self._clock = clock
         self._context: zmq.Context[Any] | None = None
         self.links: Sequence[Link] = self._new()
+
+    def _new(self) -> list[Link]:
+        known = self._captured
+        hello = Hello(uuid.uuid4().hex, known.model, known.layer, known.d_model)
+        return [
+            Link(address, hello, self._settings, self._health, self._clock)
+            for address in self._settings.addresses
+        ]
 
     def open(self) -> None:
         """As :class:`Carrier`; also for a forked child, which leaves its parent's alone."""
@@ -105,7 +124,8 @@ class Links:
 
     def faults(self) -> dict[str, str]:
         """As :class:`Carrier`."""
-        return {f"ipc.worker-{n}": link.why for n, link in enumerate(self.links)}
+        grown = [(n, one) for n, one in enumerate(self.links) if not one.is_fresh]
+        return {f"ipc.worker-{n}": link.why for n, link in grown}
 
     def states(self) -> dict[str, str]:
         """Of each worker: ready, away or refused, and why."""

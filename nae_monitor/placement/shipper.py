@@ -9,6 +9,7 @@ from itertools import count, groupby
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.health import Health
 from nae_monitor.pipeline.assembly import Shared
+from nae_monitor.pipeline.requests import LIVE_LIMIT
 from nae_monitor.pipeline.turn import Ended, Row, Turn
 from nae_monitor.placement.contents import read_turn
 from nae_monitor.placement.frame import Frame, FrameError, Kind
@@ -206,6 +207,8 @@ class Shipper:
             self._requests.lost(turn, NO_WORKER)
             return None
         self._shipments[turn] = self._by_number[shipment.number] = shipment
+        if len(self._shipments) > LIVE_LIMIT:  # its request was given up, and its end never comes
+            self._conclude(next(iter(self._shipments)))
         return shipment
 
     def _send(
