@@ -58,6 +58,11 @@ class Health:
             ledger = self._ledgers.get(request_id)
             return 0 if ledger is None else ledger[name]
 
+    def forget(self, request_id: str) -> None:
+        """Drop the ledger of a request whose id begins anew; the overall counters stay."""
+        with self._lock:
+            self._ledgers.pop(request_id, None)
+
     def ledger(self, request_id: str) -> Mapping[str, int]:
         """A copy of all counters of a request; empty where it is unknown or forgotten."""
         with self._lock:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +33,7 @@ from nae_monitor.errors import (
     UnsupportedError,
 )
 from nae_monitor.health import Health
+from nae_monitor.live_recording import open_live_recording
 from nae_monitor.parts import Parts, check_writable, collect, content_key, load_parts
 from nae_monitor.pipeline import Observer, OnDecision, Pipeline
 from nae_monitor.recording import RecordingWriter
@@ -42,7 +42,6 @@ from nae_monitor.screen import SamplingScreen
 from nae_monitor.settings import Settings
 from nae_monitor.token_text import TokenText
 from nae_monitor.verdicts import fold_verdicts
-from nae_monitor.version import __version__
 
 __all__ = ["Monitor", "Parts", "content_key", "load_parts"]
 
@@ -260,25 +259,8 @@ class Monitor:
         self.close(EXIT_DEADLINE_S)
 
     def _open_recording(self, special_token_ids: list[int]) -> RecordingWriter:
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-        directory = Path(self.settings.record.dir or "") / name
-        writer = RecordingWriter(
-            directory,
-            manifest={
-                "model": self.settings.target.model,
-                "layer": self._parts.decoder.layer,
-                "nla_id": self._parts.decoder.nla_id,
-                "rules_sha256": self._parts.rules_in_force().fingerprint,
-                "keep": self.settings.record.keep,
-                "special_token_ids": special_token_ids,
-                "nae_monitor": __version__,
-            },
-            d_model=self._parts.decoder.d_model,
-            vector_dtype=self.settings.capture.vector_dtype,
-            content=self.settings.privacy.content,
-            hmac_key=content_key(self.settings.privacy),
-        )
-        self.recording = directory
+        writer = open_live_recording(self.settings, self._parts, special_token_ids)
+        self.recording = writer.directory
         return writer
 
     def _refuse_other_width(self, model: Any) -> None:

@@ -34,6 +34,15 @@ class Intake:
         """A turn begins, or goes on after another worker lost it."""
         return self._requests.started(request, prompt_ids, text)
 
+    def current(self, request_id: str) -> Turn | None:
+        """The turn of a request that is generating now."""
+        return self._requests.turn(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """An id is used anew, by another process: what is known of its finished request goes."""
+        self._requests.forget(request_id)
+        self._health.forget(request_id)
+
     def progress(
         self, turn: Turn, start: int, output_ids: Sequence[int], *, text_known: bool
     ) -> None:

@@ -173,6 +173,13 @@ class Requests:
                 self._publish(watched, self._weigh(watched))
             return concluded
 
+    def forget(self, request_id: str) -> None:
+        """Drop a finished request; one under way stays."""
+        with self._changed:
+            watched = self._done.pop(request_id, None)
+            if watched is not None:
+                self._leave(watched)
+
     def end(self, why: str) -> None:
         """Nothing will be worked off any more: publish every request that is under way."""
         with self._changed:

@@ -24,6 +24,10 @@ class Ledgers:
             counts.subtract(taken)
         return own_ledger(counts)
 
+    def forget(self, request_id: str) -> None:
+        """The request's id begins anew."""
+        self._taken.pop(request_id, None)
+
     def take(self, request_id: str, source: str, ledger: Ledger) -> None:
         """Add the part of ``source``, from the request's beginning on, to this process's ledger."""
         sources = self._taken.setdefault(request_id, {})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from nae_monitor.errors import RecordingError
@@ -10,7 +11,7 @@ from nae_monitor.placement.contents import Ledger, read_ledger, read_losses
 from nae_monitor.placement.fields import Fields
 from nae_monitor.placement.frame import Frame, FrameError
 from nae_monitor.recording.findings import finding_from_json, finding_to_json
-from nae_monitor.records import Finding
+from nae_monitor.records import Finding, FindingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,19 @@ class Outcome:
             "losses": dict(self.losses),
             "ledger": dict(self.ledger),
         }
+
+    def within(self, limit_bytes: int) -> Outcome:
+        """With as many findings as fit, matches first; the others become a loss."""
+        ordered = sorted(self.findings, key=lambda one: one.state is not FindingState.MATCH)
+        told: list[Finding] = []
+        for finding in ordered:
+            limit_bytes -= len(json.dumps(finding_to_json(finding)))
+            if limit_bytes >= 0:
+                told.append(finding)
+        if len(told) == len(ordered):
+            return self
+        losses = {**self.losses, "findings were too many to tell": len(ordered) - len(told)}
+        return replace(self, findings=tuple(told), losses=losses)
 
     @classmethod
     def read(cls, frame: Frame) -> Outcome:
