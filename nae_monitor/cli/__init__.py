@@ -21,6 +21,7 @@ from nae_monitor.cli.nla import nla_app
 from nae_monitor.cli.replay import replay, report
 from nae_monitor.cli.rules import rules_app
 from nae_monitor.cli.terminal import error_line, errors
+from nae_monitor.cli.worker import worker
 from nae_monitor.errors import ConfigurationError, NaeMonitorError
 
 INTERRUPTED = 130
@@ -58,6 +59,7 @@ app.command()(generate)
 app.command()(record)
 app.command()(replay)
 app.command()(report)
+app.command()(worker)
 app.command()(doctor)
 app.add_typer(rules_app, name="rules")
 app.add_typer(nla_app, name="nla")

@@ -25,7 +25,6 @@ from nae_monitor.placement.greetings import Hello, Welcome, read_reason
 from nae_monitor.placement_settings import IpcSettings
 
 GREET_S = 0.25  # between greetings of a worker that does not answer
-FRESH_S = 2.0  # within which a worker that listens has answered
 BEATS = 5  # in the time after which silence means death
 READ_FRAMES = 256  # in one go
 
@@ -79,7 +78,11 @@ class Link:
     def is_fresh(self) -> bool:
         """Whether it is too early to miss an answer."""
         opened_for_s = self._clock() - self._opened_s
-        return self.state is LinkState.AWAY and not self.life and opened_for_s < FRESH_S
+        return (
+            self.state is LinkState.AWAY
+            and not self.life
+            and opened_for_s < self._settings.connect_s
+        )
 
     @property
     def source(self) -> str:

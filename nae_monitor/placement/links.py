@@ -5,76 +5,20 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
 from nae_monitor.errors import ConfigurationError
 from nae_monitor.health import Health
-from nae_monitor.placement.frame import Frame, Kind
+from nae_monitor.placement.carrier import Captured, Destination
+from nae_monitor.placement.frame import Frame
 from nae_monitor.placement.greetings import Hello
 from nae_monitor.placement.link import Link, LinkState
 from nae_monitor.placement.private import check_private
 from nae_monitor.placement_settings import IpcSettings, socket_path
 
 IO_THREADS = 1
-
-
-class Destination(Protocol):
-    """Where the frames of a turn go. What was told in one life is unknown in the next."""
-
-    @property
-    def life(self) -> int:
-        """Counts up each time that a worker begins to listen."""
-        ...
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a worker listens."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """Whose ledgers come from there."""
-        ...
-
-    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> bool:
-        """Hand a frame on without waiting; False where there is no room."""
-        ...
-
-
-class Carrier(Protocol):
-    """Ways to workers; for the one thread that calls :meth:`open`."""
-
-    def open(self) -> None:
-        """Connect, or begin to."""
-        ...
-
-    def close(self) -> None:
-        """Say goodbye and disconnect; within a second."""
-        ...
-
-    def poll(self) -> list[tuple[Destination, Frame]]:
-        """Look after the connections; what came in about turns, in order."""
-        ...
-
-    def choose(self, key: str) -> Destination | None:
-        """Where turns of ``key`` go, the same one while it is there; None where nobody listens."""
-        ...
-
-    def faults(self) -> dict[str, str]:
-        """What does not work now, and why, by a name of it; all names, "" for what works."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What a serving process captures, for workers to see whether it is theirs."""
-
-    model: str
-    layer: int  # rows are hidden_states[layer]
-    d_model: int
 
 
 class Links:

@@ -12,8 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 
@@ -26,7 +25,7 @@ from nae_monitor.models import resolve_nla
 from nae_monitor.pipeline.assembly import Shared, build_serving
 from nae_monitor.pipeline.belt import Belt
 from nae_monitor.pipeline.serving import Listener
-from nae_monitor.placement.links import Captured, Carrier, Links
+from nae_monitor.placement.carrier import Captured, Carrier
 from nae_monitor.placement.shipper import ServingAftermath, Shipper
 from nae_monitor.records import Verdict
 from nae_monitor.screen import SamplingScreen
@@ -38,22 +37,6 @@ NO_TEXT = TokenText(None)  # texts are the workers'
 SINKS_SHARE = 0.2  # of a deadline, kept for delivering the monitor's own alerts
 LOOK_S = 0.01
 AMENDS = "start a worker: nae-monitor worker --config FILE"
-
-
-class Way(Carrier, Protocol):
-    """A carrier as a start and an operator look at it."""
-
-    def states(self) -> dict[str, str]:
-        """Of each worker or broker: ready or not, and why."""
-        ...
-
-    def is_answered(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        ...
-
-    def unsafe(self) -> list[str]:
-        """What makes it unsafe to connect at all."""
-        ...
 
 
 class Outpost(Belt):
@@ -80,7 +63,7 @@ class Outpost(Belt):
         *,
         captured: Captured,
         sinks: Sinks,
-        way: Way,
+        way: Carrier,
         screen: SamplingScreen,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,6 +101,10 @@ class Outpost(Belt):
     def judged(self, request_id: str, wait_s: float) -> Verdict:
         """One verdict of all sequences of a request; undecided where it is unknown."""
         return fold_verdicts(request_id, self.verdict(request_id, wait_s))
+
+    def sink_stats(self) -> Mapping[str, Mapping[str, int]]:
+        """Accepted, delivered and dropped alerts of each sink of this process."""
+        return self._sinks.stats()
 
     def state(self) -> dict[str, str]:
         """Of each worker: ``ready``, or ``away: WHY``, or ``refused: WHY``."""
@@ -179,6 +166,7 @@ def open_outpost(
     health = health or Health()
     problems = [*unfit_actions(settings)]
     sinks: Sinks | None = None
+    way: Carrier | None = None
     try:
         captured = captured or captured_by(settings)
     except ConfigurationError as error:
@@ -188,10 +176,11 @@ def open_outpost(
     except ConfigurationError as error:
         problems += error.problems
     if captured is not None and not problems:
-        way = _way(settings, captured, health)
-        place = Mark(f"capture.placement {settings.capture.placement}")
-        problems += [Problem(place, why) for why in way.unsafe()]
-    if problems or sinks is None or captured is None:
+        try:
+            way = open_way(settings, captured, health)
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems or sinks is None or captured is None or way is None:
         if sinks is not None:
             sinks.close(1.0)
         raise ConfigurationError(problems)
@@ -227,8 +216,23 @@ def unfit_actions(settings: Settings) -> list[Problem]:
     return found
 
 
-def _way(settings: Settings, captured: Captured, health: Health) -> Way:
-    return Links(captured, settings.ipc, health, time.monotonic)
+def open_way(settings: Settings, captured: Captured, health: Health) -> Carrier:
+    """The way to the workers that the placement asks for; it is not open yet.
+
+    Raises:
+        ConfigurationError: a package is missing, or it is unsafe to connect.
+    """
+    place = Mark(f"capture.placement {settings.capture.placement}")
+    try:
+        from nae_monitor.placement.links import Links
+    except ImportError as error:
+        mend = "pip install nae-monitor[ipc]"
+        raise ConfigurationError([Problem(place, "pyzmq is not installed", mend)]) from error
+    way = Links(captured, settings.ipc, health, time.monotonic)
+    unsafe = way.unsafe()
+    if unsafe:
+        raise ConfigurationError([Problem(place, why) for why in unsafe])
+    return way
 
 
 def _screen(settings: Settings) -> SamplingScreen:
@@ -238,11 +242,9 @@ def _screen(settings: Settings) -> SamplingScreen:
 
 
 def _insist(outpost: Outpost, settings: Settings) -> None:
-    """Refuse to start without a worker, where the configuration asks for that."""
-    if settings.capture.on_failure == "serve":
-        return
+    """Wait for a worker; refuse to start without one, where the configuration asks for that."""
     faults = outpost.wait_for_workers(settings.ipc.connect_s)
-    if faults:
+    if faults and settings.capture.on_failure == "refuse":
         outpost.close(0.5)
         place = Mark(f"capture.placement {settings.capture.placement}")
         raise ConfigurationError([Problem(place, fault, AMENDS) for fault in faults])

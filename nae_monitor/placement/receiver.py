@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
+from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import (
     MAX_FRAME_BYTES,
     SEQUENCE_MODULUS,
@@ -28,7 +29,6 @@ from nae_monitor.placement.frame import (
 )
 from nae_monitor.placement.greetings import Hello, Welcome
 from nae_monitor.placement.link import BEATS
-from nae_monitor.placement.links import Captured
 from nae_monitor.placement.private import make_private
 from nae_monitor.placement.reception import Guest
 from nae_monitor.placement_settings import IpcSettings, socket_path

@@ -13,9 +13,9 @@ from nae_monitor.health import Health
 from nae_monitor.pipeline.intake import Intake
 from nae_monitor.pipeline.requests import LIVE_LIMIT, VERDICT_LIMIT, Concluded
 from nae_monitor.pipeline.turn import StopOrder, Turn
+from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import MAX_HEADER_BYTES, Frame, FrameError, Kind
 from nae_monitor.placement.ledgers import Ledgers
-from nae_monitor.placement.links import Captured
 from nae_monitor.placement.orders import Outcome, StopTurn
 from nae_monitor.placement.turns import Begin, End, Rows, Stopped
 from nae_monitor.records import Activation, Request

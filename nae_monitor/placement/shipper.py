@@ -11,10 +11,10 @@ from nae_monitor.health import Health
 from nae_monitor.pipeline.assembly import Shared
 from nae_monitor.pipeline.requests import LIVE_LIMIT
 from nae_monitor.pipeline.turn import Ended, Row, Turn
+from nae_monitor.placement.carrier import Carrier, Destination
 from nae_monitor.placement.contents import read_turn
 from nae_monitor.placement.frame import Frame, FrameError, Kind
 from nae_monitor.placement.ledgers import Ledgers
-from nae_monitor.placement.links import Carrier, Destination
 from nae_monitor.placement.orders import Outcome, RaiseSampling, StopTurn
 from nae_monitor.placement.turns import MAX_ROWS, Begin, End, Progress, Rows, Stopped
 from nae_monitor.screen import RaisableScreen, Screen

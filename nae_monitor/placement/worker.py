@@ -5,16 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from nae_monitor.alert import Sinks
+from rich.console import Console
+
+from nae_monitor.alert import Sinks, build_sinks
 from nae_monitor.detect import Decision
+from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.live_recording import open_live_recording
-from nae_monitor.parts import Parts
+from nae_monitor.models import load_target_tokenizer
+from nae_monitor.parts import Parts, check_writable, collect, load_parts
 from nae_monitor.pipeline import Observer, Pipeline
+from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import Kind
-from nae_monitor.placement.links import Captured
 from nae_monitor.placement.orders import RaiseSampling, Scope
+from nae_monitor.placement.outpost import unfit_actions
 from nae_monitor.placement.receiver import Receiver
 from nae_monitor.placement.reception import Reception
 from nae_monitor.recording import RecordingWriter
@@ -146,3 +152,47 @@ class Worker:
 
     def _decided(self, decision: Decision) -> None:
         self._reception.decided(decision)
+
+
+def open_worker(settings: Settings, *, number: int = 0, console: Console | None = None) -> Worker:
+    """A worker with everything that a configuration names.
+
+    Args:
+        settings: the whole configuration; its placement is ``ipc``.
+        number: which of ``ipc.endpoints`` is this worker's, from 0.
+        console: the console to print alerts on.
+
+    Raises:
+        ConfigurationError: every problem of the configuration, the rules, the checkpoints, the
+            tokenizer, the sinks, the recording and the endpoint at once.
+    """
+    health = Health()
+    problems = unfit_actions(settings)
+    if not 0 <= number < len(settings.ipc.addresses):
+        many = len(settings.ipc.addresses)
+        message = f"there is no endpoint number {number}; ipc.endpoints names {many}"
+        problems.append(Problem(Mark("ipc.endpoints"), message, "count from 0"))
+    if settings.record.dir is not None:
+        directory = Path(settings.record.dir)
+        collect(problems, lambda: check_writable(directory))
+    tokenizer = collect(problems, lambda: load_target_tokenizer(settings.target.model))
+    parts = collect(problems, lambda: load_parts(settings, health))
+    sinks = collect(
+        problems, lambda: build_sinks(settings.alert, settings.privacy, health, console=console)
+    )
+    try:
+        if parts is None or sinks is None or tokenizer is None or problems:
+            raise ConfigurationError(problems)
+        return Worker(
+            settings,
+            parts,
+            sinks,
+            health,
+            text=TokenText(tokenizer),
+            special_token_ids=sorted(tokenizer.all_special_ids),
+            number=number,
+        )
+    except ConfigurationError:
+        if sinks is not None:
+            sinks.close(1.0)
+        raise
