@@ -68,8 +68,13 @@ class Links:
 
     def faults(self) -> dict[str, str]:
         """As :class:`Carrier`."""
-        grown = [(n, one) for n, one in enumerate(self.links) if not one.is_fresh]
-        return {f"ipc.worker-{n}": link.why for n, link in grown}
+        found: dict[str, str] = {}
+        for number, link in enumerate(self.links):
+            if not link.is_fresh:
+                name = f"ipc.worker-{number}"
+                found[name] = link.why if link.state is LinkState.AWAY else ""
+                found[f"{name}.refused"] = link.why if link.state is LinkState.REFUSED else ""
+        return found
 
     def states(self) -> dict[str, str]:
         """Of each worker: ready, away or refused, and why."""

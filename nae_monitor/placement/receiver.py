@@ -282,7 +282,7 @@ def _claim(endpoint: str) -> FileLock | None:
     if path is None:
         return None
     make_private(path.parent)
-    lock = FileLock(f"{path}.lock", timeout=0, mode=0o600)
+    lock = FileLock(f"{path}.lock", timeout=0, mode=0o600, thread_local=False)
     try:
         lock.acquire()
     except Timeout as error:

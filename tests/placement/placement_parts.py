@@ -65,7 +65,7 @@ detection:
   condition: word and said
 """
 _SPAWNER = multiprocessing.get_context("forkserver")
-_SPAWNER.set_forkserver_preload(["placement_parts"])
+_SPAWNER.set_forkserver_preload(["nae_monitor.placement.worker", "nae_monitor.testing"])
 
 
 class Letters:
