@@ -61,7 +61,7 @@ def test_a_generation_is_judged_alerted_and_recorded_by_the_worker(
         assert worker.returncode == 0, err
         assert "Anything at all" in err  # the console sink is the worker's
     (recording,) = (tmp_path / "recordings").iterdir()  # sealed: the worker ended in order
-    assert cli("replay", recording, "-c", path).code in (0, 1)
+    assert cli("replay", recording, "-c", path, "-o", tmp_path / "again").code in (0, 1)
 
 
 def test_without_a_worker_doctor_and_generate_say_how_to_start_one(
