@@ -51,12 +51,15 @@ class ActivationsSettings:
     group: str = "nae-monitor"
     max_message_bytes: int = 900_000  # a frame; brokers take 1 MiB unless told otherwise
     in_flight_frames: int = 256  # sent and not acknowledged yet
+    session_s: float = 10.0  # a worker silent for this long leaves the group
 
     def __post_init__(self) -> None:
         if not (self.bootstrap and self.topic and self.group):
             raise ValueError("bootstrap, topic and group are not empty")
-        if self.max_message_bytes < 65_536 or self.in_flight_frames < 1:
-            raise ValueError("max_message_bytes is at least 65536, in_flight_frames at least 1")
+        if self.max_message_bytes < 65_536 or self.in_flight_frames < 1 or self.session_s < 1:
+            raise ValueError(
+                "max_message_bytes is at least 65536, in_flight_frames and session_s at least 1"
+            )
 
 
 def socket_path(endpoint: str) -> Path | None:

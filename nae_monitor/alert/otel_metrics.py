@@ -15,12 +15,16 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "dropped.": ("nae.tokens.dropped", "nae.reason", "Tokens dropped by reason"),
     "failed.": ("nae.failures", "nae.component", "Failures kept away from the host"),
     "actions.": ("nae.actions", "nae.outcome", "Rules' actions by kind and what came of them"),
+    "ipc.": ("nae.ipc", "nae.event", "Frames and links between servers and workers"),
+    "activations.": ("nae.activations", "nae.event", "Frames on the topic of activations"),
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
 }
 
 
-def register_counters(meter: Meter, counters: Counters, sink_stats: SinkStats) -> None:
-    """Make the observable instruments; they hold on to the two callables."""
+def register_counters(
+    meter: Meter, counters: Counters, sink_stats: SinkStats, gauges: Counters
+) -> None:
+    """Make the observable instruments; they hold on to the three callables."""
     for prefix, (name, attribute, description) in FAMILIES.items():
         meter.create_observable_counter(
             name,
@@ -33,6 +37,13 @@ def register_counters(meter: Meter, counters: Counters, sink_stats: SinkStats) -
         for sink, stats in sink_stats().items():
             yield Observation(stats.get("pending", 0), {"nae.sink": sink})
 
+    def lag(_: CallbackOptions) -> Iterable[Observation]:
+        if "activations.lag_records" in gauges():
+            yield Observation(gauges()["activations.lag_records"])
+
+    meter.create_observable_gauge(
+        "nae.activations.lag", [lag], "{record}", "Records on the topic that no worker has read yet"
+    )
     meter.create_observable_gauge(
         "nae.sink.pending", [pending], "{alert}", "Alerts accepted and not yet delivered"
     )

@@ -20,7 +20,7 @@ def worker(
         float, typer.Option("--deadline-s", min=0, help="For what is left, once told to end.")
     ] = 10.0,
 ) -> None:
-    """Decode, judge and alert for serving processes whose capture.placement is ipc.
+    """Decode, judge and alert for serving processes whose capture.placement is ipc or kafka.
 
     Runs until SIGTERM or Ctrl-C, works off what came for --deadline-s, and exits with 1 where
     something was left undone. A second signal ends it at once.
@@ -29,17 +29,12 @@ def worker(
 
     settings = settings_from(config)
     placement = settings.capture.placement
-    if placement != "ipc":
+    if placement == "inline":
         place = Mark(f"capture.placement {placement}")
-        mend = "set capture.placement to ipc, for this worker and for the servers"
-        raise ConfigurationError([Problem(place, "needs no worker of this kind", mend)])
+        mend = "set capture.placement to ipc or kafka, for this worker and for the servers"
+        raise ConfigurationError([Problem(place, "needs no worker", mend)])
     quiet_libraries()
-    try:
-        from nae_monitor.placement.worker import open_worker
-    except ImportError as error:
-        mend = "pip install nae-monitor[ipc]"
-        problem = Problem(Mark("capture.placement ipc"), "pyzmq is not installed", mend)
-        raise ConfigurationError([problem]) from error
+    from nae_monitor.placement.worker import open_worker
 
     one = open_worker(settings, number=number, console=errors())
 

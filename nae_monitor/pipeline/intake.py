@@ -30,6 +30,11 @@ class Intake:
         self._gate = shared.gate
         self._clock = clock
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether half of the queue's room is taken."""
+        return self._queue.filled_share > 0.5
+
     def begin(self, request: Request, prompt_ids: tuple[int, ...], text: TokenText) -> Turn:
         """A turn begins, or goes on after another worker lost it."""
         return self._requests.started(request, prompt_ids, text)

@@ -35,8 +35,20 @@ class Destination(Protocol):
         """Whose ledgers come from there."""
         ...
 
-    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> bool:
-        """Hand a frame on without waiting; False where there is no room."""
+    @property
+    def answers(self) -> bool:
+        """Whether outcomes and orders come back from there."""
+        ...
+
+    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"", key: str = "") -> bool:
+        """Hand a frame on without waiting; frames of one ``key`` stay in order.
+
+        Returns:
+            False where there is no room.
+
+        Raises:
+            FrameError: it is too long.
+        """
         ...
 
 

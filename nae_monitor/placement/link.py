@@ -75,6 +75,11 @@ class Link:
         return self.state is LinkState.READY
 
     @property
+    def answers(self) -> bool:
+        """Outcomes and orders come back."""
+        return True
+
+    @property
     def is_fresh(self) -> bool:
         """Whether it is too early to miss an answer."""
         opened_for_s = self._clock() - self._opened_s
@@ -114,8 +119,10 @@ class Link:
         self._socket.close()
         self._socket = None
 
-    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"") -> bool:
+    def send(self, kind: Kind, header: dict[str, Any], body: bytes = b"", key: str = "") -> bool:
         """Hand a frame to ZeroMQ; False where its queue is full or nobody is connected.
+
+        All frames stay in order, so ``key`` means nothing here.
 
         Raises:
             FrameError: it is too long for a frame.

@@ -223,16 +223,24 @@ def open_way(settings: Settings, captured: Captured, health: Health) -> Carrier:
         ConfigurationError: a package is missing, or it is unsafe to connect.
     """
     place = Mark(f"capture.placement {settings.capture.placement}")
-    try:
-        from nae_monitor.placement.links import Links
-    except ImportError as error:
-        mend = "pip install nae-monitor[ipc]"
-        raise ConfigurationError([Problem(place, "pyzmq is not installed", mend)]) from error
-    way = Links(captured, settings.ipc, health, time.monotonic)
+    way = _way(settings, captured, health)
     unsafe = way.unsafe()
     if unsafe:
         raise ConfigurationError([Problem(place, why) for why in unsafe])
     return way
+
+
+def _way(settings: Settings, captured: Captured, health: Health) -> Carrier:
+    if settings.capture.placement == "kafka":
+        from nae_monitor.placement.topic import Topic
+
+        return Topic(captured, settings.activations, health, time.monotonic)
+    try:
+        from nae_monitor.placement.links import Links
+    except ImportError as error:
+        place, mend = Mark("capture.placement ipc"), "pip install nae-monitor[ipc]"
+        raise ConfigurationError([Problem(place, "pyzmq is not installed", mend)]) from error
+    return Links(captured, settings.ipc, health, time.monotonic)
 
 
 def _screen(settings: Settings) -> SamplingScreen:

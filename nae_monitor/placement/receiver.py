@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
+from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import (
     MAX_FRAME_BYTES,
@@ -89,6 +90,7 @@ class Receiver:
         self._settings = settings
         self._health = health
         self._clock = clock
+        self._circuit = Circuit("ipc.receiver", health, clock)
         self._visits: dict[bytes, _Visit] = {}
         self._answers: deque[tuple[Guest, Kind, dict[str, Any]]] = deque()
         self._beat_s = clock()
@@ -124,9 +126,9 @@ class Receiver:
         try:
             while not stopping.is_set():
                 self._socket.poll(POLL_MS)
-                with self._health.guard("ipc.receiver"):
+                with self._circuit.guard():
                     self._step()
-            with self._health.guard("ipc.receiver"):
+            with self._circuit.guard():
                 self._flush()
                 for visit in self._visits.values():
                     self._send(visit, Kind.BYE, {})

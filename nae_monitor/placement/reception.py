@@ -58,6 +58,11 @@ class Reception:
         self._users: OrderedDict[str, str] = OrderedDict()  # request id to its process
         self._live: dict[str, int] = {}  # turns that are not worked off, by request id
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the pipeline has so much to do that more could find no room."""
+        return self._intake.is_crowded
+
     # -- the receiving thread -----------------------------------------------------------------
 
     def take(self, guest: Guest, frame: Frame) -> None:
@@ -76,10 +81,17 @@ class Reception:
             case _:
                 raise FrameError(f"a worker is not told {frame.kind.name}")
 
-    def torn(self, guest: Guest) -> None:
-        """Frames of a guest went missing: whose, nobody can tell."""
-        for turn in guest.turns.values():
-            self._intake.lost(turn, FRAMES_LOST)
+    def torn(self, guest: Guest, number: int | None = None) -> None:
+        """Frames of a guest went missing: of one turn, or nobody can tell whose."""
+        for one, turn in guest.turns.items():
+            if number in (None, one):
+                self._intake.lost(turn, FRAMES_LOST)
+
+    def abandon(self, guest: Guest, number: int, finished_unix_ns: int) -> None:
+        """No more comes of a turn: it is judged as far as it came, and undecided at best."""
+        turn = guest.turns.pop(number)
+        self._intake.lost(turn, GONE)
+        self._intake.end(turn, finished_unix_ns)
 
     def leave(self, guest: Guest, finished_unix_ns: int, why: str = GONE) -> None:
         """A guest is gone: its turns are judged as far as they came, and undecided at best."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
@@ -9,6 +10,7 @@ from itertools import count, groupby
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.health import Health
 from nae_monitor.pipeline.assembly import Shared
+from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.pipeline.requests import LIVE_LIMIT
 from nae_monitor.pipeline.turn import Ended, Row, Turn
 from nae_monitor.placement.carrier import Carrier, Destination
@@ -24,6 +26,7 @@ PACE_S = 0.02  # the same while a turn is: how late an order to stop may come
 TAKE_ITEMS = 256
 ROWS_BYTES = 512 * 1024  # of vectors in one frame
 NO_WORKER = "no worker was there to judge it"
+TOLD_ELSEWHERE = "workers judge it, and their verdict does not come back"
 WORKER_LOST = "its worker went away"
 
 
@@ -62,6 +65,7 @@ class Shipper:
         self._carrier = carrier
         self._screen = screen
         self._numbers = count()
+        self._circuit = Circuit("placement", health, time.monotonic)
         self.renew()
 
     def renew(self) -> None:
@@ -100,7 +104,7 @@ class Shipper:
         with self._shared.gate.passing() as open_:
             if not open_:
                 return
-            with self._health.guard("placement"):
+            with self._circuit.guard():
                 self._listen()
             unended, self._unended = self._unended, []
             self.in_hand = [*(Ended(turn) for turn in unended), *self._queue.take(TAKE_ITEMS)]
@@ -120,12 +124,15 @@ class Shipper:
             shipped = list(next(together)[1])
         del self.in_hand[: len(shipped)]
         done = False
-        with self._health.guard("placement"):
-            if isinstance(first, Ended):
-                self._end(first.turn)
-            else:
-                self._rows(first.turn, [row for row in shipped if isinstance(row, Row)])
-            done = True
+        with self._circuit.guard():
+            try:
+                if isinstance(first, Ended):
+                    self._end(first.turn)
+                else:
+                    self._rows(first.turn, [row for row in shipped if isinstance(row, Row)])
+                done = True
+            except FrameError:
+                self._health.count("placement.frames_too_long")
         if not done:
             self._failed(shipped)
 
@@ -182,10 +189,13 @@ class Shipper:
                 order.ended_at if order else None,
             ),
         )
-        if self._send(shipment, Kind.END, message.header(), message.body()):
-            shipment.is_over = True
-        else:
+        if not self._send(shipment, Kind.END, message.header(), message.body()):
             self._unended.append(turn)
+        elif shipment.to is not None and not shipment.to.answers:
+            self._requests.lost(turn, TOLD_ELSEWHERE)
+            self._conclude(turn)
+        else:
+            shipment.is_over = True
 
     def _placed(self, turn: Turn) -> _Shipment | None:
         """The turn's shipment at a worker that knows of it; None where there is none."""
@@ -195,12 +205,13 @@ class Shipper:
         if shipment is not None:
             self._mourn(shipment)
         request = turn.request
-        to = self._carrier.choose(request.session_id or request.group_id)
+        to = self._carrier.choose(_key(turn))
         if to is None:
             self._requests.lost(turn, NO_WORKER)
             return None
-        shipment = shipment or _Shipment(turn, next(self._numbers))
-        shipment.to, shipment.life = to, to.life
+        if shipment is not None:
+            self._by_number.pop(shipment.number, None)
+        shipment = _Shipment(turn, next(self._numbers), to, to.life)
         message = Begin(shipment.number, request, turn.prompt_ids)
         if not self._send(shipment, Kind.BEGIN, message.header(), message.body()):
             shipment.to = None
@@ -214,7 +225,8 @@ class Shipper:
     def _send(
         self, shipment: _Shipment, kind: Kind, header: dict[str, object], body: bytes
     ) -> bool:
-        return shipment.to is not None and shipment.to.send(kind, header, body)
+        to = shipment.to
+        return to is not None and to.send(kind, header, body, _key(shipment.turn))
 
     def _progress(self, shipment: _Shipment) -> Progress:
         start, turn = shipment.output_tokens, shipment.turn
@@ -287,6 +299,11 @@ class Shipper:
         if shipment is not None:
             self._by_number.pop(shipment.number, None)
         self._requests.conclude(turn)
+
+
+def _key(turn: Turn) -> str:
+    """What keeps turns together: of a session, for rules that look at one; else of a batch."""
+    return turn.request.session_id or turn.request.group_id
 
 
 def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -21,8 +22,7 @@ from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import Kind
 from nae_monitor.placement.orders import RaiseSampling, Scope
 from nae_monitor.placement.outpost import unfit_actions
-from nae_monitor.placement.receiver import Receiver
-from nae_monitor.placement.reception import Reception
+from nae_monitor.placement.reception import Guest, Reception
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import Choice, RowBatch
 from nae_monitor.settings import Settings
@@ -31,10 +31,34 @@ from nae_monitor.token_text import TokenText
 SINKS_SHARE = 0.2  # of a deadline, kept for delivering alerts
 
 
+class WayIn(Protocol):
+    """Where frames come in, and answers go out where there is a way back."""
+
+    def answer(self, guest: Guest, kind: Kind, header: dict[str, Any]) -> None:
+        """Send a message to a guest, soon; from any thread."""
+        ...
+
+    def guests(self) -> list[Guest]:
+        """All serving processes that can be told something now."""
+        ...
+
+    def take_no_more(self) -> None:
+        """Take no further frames; from any thread."""
+        ...
+
+    def run(self, turns: Reception, stopping: threading.Event) -> None:
+        """Receive until ``stopping`` is set."""
+        ...
+
+    def close(self) -> None:
+        """Free what was opened, where :meth:`run` was never called."""
+        ...
+
+
 class RemoteScreen:
     """Stands for the screens of the serving processes. Implements ``RaisableScreen``."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: WayIn) -> None:
         self._receiver = receiver
 
     def choose(self, batch: RowBatch) -> list[Choice]:
@@ -51,7 +75,7 @@ class RemoteScreen:
 
 
 class Worker:
-    """One ipc endpoint's worker; :meth:`run` receives until :meth:`stop`.
+    """One ipc endpoint's worker, or one of a topic's group; :meth:`run` receives until told.
 
     Args:
         settings: the whole configuration.
@@ -80,16 +104,13 @@ class Worker:
         observer: Observer | None = None,
     ) -> None:
         self.health = health
-        self.endpoint = settings.ipc.addresses[number]
         self._settings = settings
         self._parts = parts
         self._sinks = sinks
         self._stopping = threading.Event()
         decoder = parts.decoder
         captured = Captured(settings.target.model, decoder.layer, decoder.d_model)
-        self._receiver = Receiver(
-            self.endpoint, captured, decoder.nla_id, settings.ipc, health, time.monotonic
-        )
+        self.endpoint, self._receiver = _way_in(settings, captured, decoder.nla_id, health, number)
         try:
             self._pipeline = self._build(observer, special_token_ids)
         except BaseException:
@@ -154,11 +175,30 @@ class Worker:
         self._reception.decided(decision)
 
 
+def _way_in(
+    settings: Settings, captured: Captured, nla_id: str, health: Health, number: int
+) -> tuple[str, WayIn]:
+    """Where frames come in, in words, and what takes them."""
+    if settings.capture.placement == "kafka":
+        from nae_monitor.placement.topic_receiver import TopicReceiver
+
+        topic = settings.activations
+        name = f"kafka {topic.bootstrap} {topic.topic}, group {topic.group}"
+        return name, TopicReceiver(captured, topic, health, time.monotonic)
+    try:
+        from nae_monitor.placement.receiver import Receiver
+    except ImportError as error:
+        place, mend = Mark("capture.placement ipc"), "pip install nae-monitor[ipc]"
+        raise ConfigurationError([Problem(place, "pyzmq is not installed", mend)]) from error
+    address = settings.ipc.addresses[number]
+    return address, Receiver(address, captured, nla_id, settings.ipc, health, time.monotonic)
+
+
 def open_worker(settings: Settings, *, number: int = 0, console: Console | None = None) -> Worker:
     """A worker with everything that a configuration names.
 
     Args:
-        settings: the whole configuration; its placement is ``ipc``.
+        settings: the whole configuration; its placement is ``ipc`` or ``kafka``.
         number: which of ``ipc.endpoints`` is this worker's, from 0.
         console: the console to print alerts on.
 
