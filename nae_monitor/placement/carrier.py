@@ -71,6 +71,11 @@ class Carrier(Protocol):
         """Where turns of ``key`` go, the same one while it is there; None where nobody listens."""
         ...
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether it was opened just now and may yet find a worker; rows can wait for that."""
+        ...
+
     def faults(self) -> dict[str, str]:
         """What does not work now, and why, by a name of it; all names, "" for what works."""
         ...

@@ -66,6 +66,12 @@ class Links:
         ready = [link for link in self.links if link.is_ready]
         return max(ready, key=lambda link: _weight(key, link.endpoint), default=None)
 
+    @property
+    def is_settling(self) -> bool:
+        """As :class:`Carrier`."""
+        ready = any(link.is_ready for link in self.links)
+        return not ready and any(link.is_fresh for link in self.links)
+
     def faults(self) -> dict[str, str]:
         """As :class:`Carrier`."""
         found: dict[str, str] = {}

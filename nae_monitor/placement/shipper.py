@@ -92,7 +92,10 @@ class Shipper:
         self._carrier.open()
         try:
             while not self._shared.gate.is_shut and not self._is_done():
-                self._queue.wait(PACE_S if self._shipments or self._stopping else IDLE_S)
+                if self._carrier.is_settling:
+                    time.sleep(PACE_S)
+                else:
+                    self._queue.wait(PACE_S if self._shipments or self._stopping else IDLE_S)
                 self._step()
         finally:
             self._carrier.close()
@@ -107,7 +110,8 @@ class Shipper:
             with self._circuit.guard():
                 self._listen()
             unended, self._unended = self._unended, []
-            self.in_hand = [*(Ended(turn) for turn in unended), *self._queue.take(TAKE_ITEMS)]
+            taken = [] if self._carrier.is_settling else self._queue.take(TAKE_ITEMS)
+            self.in_hand = [*(Ended(turn) for turn in unended), *taken]
             while self.in_hand:
                 self._ship_first()
             self._shared.blindness.report()

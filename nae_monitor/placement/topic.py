@@ -22,8 +22,10 @@ from nae_monitor.settings import KafkaSettings
 
 DELIVERY_S = 10.0  # within which a record is acknowledged or given up
 OVERDUE_S = 15.0  # a record older than that: the producer hangs, and another is made
-RETRY_S = 1.0  # between looks for a broker
+SETTLE_S = 2.0  # within which a broker that is there has answered
+RETRY_S = 0.25  # between looks for a broker
 CLOSE_S = 1.0
+AWAY = "no broker has answered yet"
 NUMBERED_TURNS = 20_000  # whose frames are counted; the oldest is forgotten first
 PROCESS_HEADER = "nae_process"
 
@@ -54,15 +56,17 @@ class Topic:
         self._circuit = Circuit("activations", health, clock)
         self.life = 0
         self.source = ""
-        self.why = "no broker has answered yet"
+        self.why = AWAY
         self._producer: Any = None
         self._opened_s = clock()
+        self._life_at_open = 0
 
     # -- Carrier --------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Begin to connect; a forked child leaves its parent's producer alone."""
         self._opened_s = self._tried_s = self._clock()
+        self.why, self._life_at_open = AWAY, self.life
         self._process = uuid.uuid4().hex
         self._lock = threading.Lock()  # the producer's thread calls back
         self._sent_s: OrderedDict[int, float] = OrderedDict()  # records on their way
@@ -102,9 +106,16 @@ class Topic:
         """The topic, where a broker answers."""
         return self if self.is_ready else None
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether a broker may yet answer."""
+        opened_for_s = self._clock() - self._opened_s
+        is_first = self.life == self._life_at_open
+        return not self.is_ready and is_first and opened_for_s < SETTLE_S
+
     def faults(self) -> dict[str, str]:
         """Whether the broker is there."""
-        if self.why and not self.life and self._clock() - self._opened_s < DELIVERY_S:
+        if self.is_settling:
             return {}
         return {"activations": self.why}
 

@@ -26,7 +26,7 @@ from nae_monitor.placement.topic import PROCESS_HEADER
 from nae_monitor.placement_settings import ActivationsSettings
 
 POLL_MS = 100
-POLL_RECORDS = 256
+POLL_RECORDS = 32  # of up to half a MiB of vectors each: less than the room that is kept free
 COMMIT_S = 1.0
 STALE_S = 600.0  # a turn of which nothing came for so long has lost its end
 MAX_GUESTS = 4096  # serving processes remembered; the oldest without turns is forgotten first

@@ -143,7 +143,8 @@ def _main(settings: Settings, number: int, decode_s: float, counters: str) -> No
     worker = make_worker(settings, number, SlowDecoder(decode_s) if decode_s else None)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     done = worker.run(deadline_s=30.0)
-    Path(counters).write_text(json.dumps(dict(worker.health.counters())), encoding="utf-8")
+    counted = {**worker.health.counters(), **worker.health.gauges()}
+    Path(counters).write_text(json.dumps(counted), encoding="utf-8")
     sys.exit(0 if done else 1)
 
 

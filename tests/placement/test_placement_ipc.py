@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,3 +196,19 @@ def test_a_prompt_longer_than_the_context_of_any_model_fits_a_frame(tmp_path: Pa
         one.rows("r1", (0,), phase=Phase.PROMPT)
         one.finish("r1")
         assert one.verdict("r1").state is VerdictState.CLEAN
+
+
+def test_a_forked_serving_process_is_one_of_its_own(tmp_path: Path) -> None:
+    settings = configuration(tmp_path)
+    with worker_process(settings) as worker, server(settings) as one:
+        assert one.one("parent-1").state is VerdictState.CLEAN
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                state = one.one("child").state
+                os._exit(0 if state is VerdictState.CLEAN and one.outpost.close(30.0) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert one.one("parent-2").state is VerdictState.CLEAN
+        assert one.outpost.close(30.0)
+        assert worker.end()["tokens.judged"] == 9

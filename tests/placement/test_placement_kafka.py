@@ -109,6 +109,7 @@ def test_workers_of_a_group_judge_alert_and_record_each_request_once(
         counted = [a.end(), b.end()]
     assert sum(counts.get("tokens.judged", 0) for counts in counted) == 36
     assert sum(counts.get("requests.started", 0) for counts in counted) == 12
+    assert [counts["activations.lag_records"] for counts in counted] == [0, 0]
     subjects = {one["data"]["unmapped"]["gen_ai.response.id"] for one in alerts(tmp_path)}
     assert subjects == {"r0", "r4", "r8"}
 
@@ -144,6 +145,32 @@ def test_a_worker_killed_in_mid_stream_leaves_its_requests_to_the_next_from_thei
     ids = [a["data"]["unmapped"]["gen_ai.response.id"] for a in by_id.values()]
     assert sorted(set(ids)) == ["r1", "r2", "r3"]
     assert len(ids) == 3  # what was told twice has one id
+
+
+def test_what_a_busy_worker_has_no_room_for_waits_on_the_topic(
+    broker: Broker, tmp_path: Path
+) -> None:
+    settings = over(broker, tmp_path, partitions=1)
+    settings = replace(
+        settings,
+        capture=replace(settings.capture, queue_bytes=300_000),  # nearly 300 rows
+        activations=replace(settings.activations, in_flight_frames=100_000),
+    )
+    with server(settings) as one:
+        one.start("r1")
+        one.start("r2")
+        for position in range(400):
+            for request_id in ("r1", "r2"):  # by turns, so that each row is a frame
+                one.rows(request_id, (position,), coordinate=0 if position == 399 else 3)
+            wait_until(lambda: len(one.outpost._queue) < 100)
+        one.finish("r1")
+        one.finish("r2")
+        assert one.outpost.close(30.0)
+    with worker_process(settings, decode_s=0.002) as worker:
+        wait_until(lambda: len(titles(tmp_path)) == 2)
+        counted = worker.end()
+    assert counted["tokens.judged"] == 800
+    assert "dropped.queue_full" not in counted
 
 
 def test_without_a_broker_a_start_is_refused_or_serves_blind(tmp_path: Path) -> None:
