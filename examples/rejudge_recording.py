@@ -43,7 +43,7 @@ def main() -> None:
         given.out / "run",
         decoder=None,  # every decoding is in the recording, so no NLA is needed
         judge=Judge(rules, encoder, health),
-        decode_missing=False,
+        mode="live",
         health=health,
         manifest={"rules_sha256": rules.fingerprint},
     )

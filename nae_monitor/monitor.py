@@ -39,7 +39,7 @@ from nae_monitor.pipeline import Observer, OnDecision, Pipeline
 from nae_monitor.pipeline.belt import Belt
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import TraceRef, Verdict
-from nae_monitor.screen import SamplingScreen
+from nae_monitor.screening import screen_of
 from nae_monitor.settings import Settings
 from nae_monitor.token_text import TokenText
 from nae_monitor.verdicts import fold_verdicts
@@ -281,7 +281,7 @@ class Monitor:
                 self._pipeline = Pipeline(
                     self.settings,
                     self.health,
-                    screen=self._screen(),
+                    screen=screen_of(self.settings, parts.directions),
                     decoder=parts.decoder,
                     judge=parts.live or parts.judge,
                     rules=parts.rules_in_force,
@@ -294,13 +294,6 @@ class Monitor:
                     parts.live.start(self.settings.detect.reload_s)
                 atexit.register(self._close_at_exit)
             return self._pipeline
-
-    def _screen(self) -> SamplingScreen:
-        actions = self.settings.actions
-        extra = actions.raised_decodes_per_s if actions.raise_sampling else 0.0
-        return SamplingScreen(
-            self.settings.screen, seed=self.settings.nla.seed, raised_decodes_per_s=extra
-        )
 
     def _close_at_exit(self) -> None:
         self.close(EXIT_DEADLINE_S)

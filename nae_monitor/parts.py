@@ -16,6 +16,8 @@ from nae_monitor.detect import Calibration, Judge, LiveRules, RuleSet, load_rule
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.models import load_encoder, resolve_nla, resolve_target
+from nae_monitor.screen import Directions
+from nae_monitor.screening import directions_for
 from nae_monitor.settings import NlaSettings, PrivacySettings, Settings
 
 T = TypeVar("T")
@@ -29,6 +31,7 @@ class Parts:
     rules: RuleSet  # as loaded at the start
     judge: Judge
     live: LiveRules | None = None  # the rules in force, where they are read again
+    directions: Directions | None = None  # that every row is scored against
 
     def rules_in_force(self) -> RuleSet:
         """The rules to judge by now."""
@@ -43,6 +46,7 @@ def load_parts(settings: Settings, health: Health) -> Parts:
     """
     problems: list[Problem] = []
     calibration: Calibration | None = None
+    directions: Directions | None = None
     rules = collect(problems, lambda: load_rules(settings.detect.rules))
     encoder_name = settings.detect.encoder
     model = settings.target.model
@@ -52,6 +56,7 @@ def load_parts(settings: Settings, health: Health) -> Parts:
         layer = decoder.layer
         problems += rules.unfit_for(model, layer)
         calibration = collect(problems, lambda: calibration_for(settings, decoder.nla_id))
+        directions = collect(problems, lambda: directions_for(settings, decoder.d_model, layer))
     if rules is None or decoder is None or problems:
         raise ConfigurationError(problems)
     warn_of_unknown_percentiles(rules, calibration)
@@ -72,7 +77,7 @@ def load_parts(settings: Settings, health: Health) -> Parts:
             reconstructor=decoder,
         )
     judge = Judge(rules, encoder, health, calibration=calibration, reconstructor=decoder)
-    return Parts(decoder, rules, judge, live)
+    return Parts(decoder, rules, judge, live, directions)
 
 
 def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Nla | None:

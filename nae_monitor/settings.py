@@ -83,9 +83,14 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScreenSettings:
-    """How rows are chosen for decoding."""
+    """How rows are chosen for decoding.
 
-    directions: Literal["none", "rules"] = "none"
+    ``directions`` is ``none`` (every n-th token), ``rules`` (the set that lies with the
+    reconstructor) or a file that ``nae-monitor screen build`` wrote.
+    """
+
+    directions: str = "none"
+    decode_share: float = 0.05  # of ordinary tokens: a score that fewer reach buys a decode
     every_n_tokens: int = 8
     random_share: float = 0.1  # of the budget, kept for random rows
     budget: BudgetSettings = field(default_factory=BudgetSettings)
@@ -94,6 +99,8 @@ class ScreenSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.random_share <= 1 or self.every_n_tokens < 1 or self.expire_s <= 0:
             raise ValueError("random_share is 0 to 1, every_n_tokens at least 1, expire_s above 0")
+        if not 0 < self.decode_share <= 0.5 or not self.directions:
+            raise ValueError("decode_share is above 0 to 0.5; directions is none, rules or a file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,30 @@ class OtelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KafkaTlsSettings:
+    """TLS to the brokers; ``tls: {}`` takes the system's certificate authorities."""
+
+    ca_file: str | None = None  # PEM; None: the system's
+    cert_file: str | None = None  # PEM, with key_file: a certificate of this client
+    key_file: str | None = None
+    key_password_env: str | None = None  # the environment variable, never the password
+    check_hostname: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSaslSettings:
+    """Who this client is to the brokers: the names of environment variables, never secrets."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+    username_env: str = "NAE_MONITOR_KAFKA_USERNAME"
+    password_env: str = "NAE_MONITOR_KAFKA_PASSWORD"  # noqa: S105 - the variable's name
+
+
+@dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """Alerts as CloudEvents on a Kafka topic."""
 
@@ -163,11 +194,21 @@ class KafkaSettings:
     min_severity: SeverityName | None = None
     queue_events: int = 10_000
     outbox: str | None = None  # SQLite file; None: a file under the state directory
-    outbox_events: int = 100_000  # when full, the lowest severity goes first
+    outbox_bytes: int = 256 * 1024 * 1024  # when full, the lowest severity goes first
+    # Of events that no broker takes (too large, invalid), each with why; None: they are only kept
+    # in the outbox, for `nae-monitor alerts resend`.
+    dead_letter_topic: str | None = None
+    heartbeat_s: float = 60.0  # between heartbeats on `topic`; 0: none
+    tls: KafkaTlsSettings | None = None
+    sasl: KafkaSaslSettings | None = None
 
     def __post_init__(self) -> None:
-        if self.queue_events < 1 or self.outbox_events < 1:
-            raise ValueError("queue_events and outbox_events are at least 1")
+        if self.queue_events < 1 or self.outbox_bytes < 4096:
+            raise ValueError("queue_events is at least 1, outbox_bytes at least 4096")
+        if not 0 <= self.heartbeat_s <= 86_400:
+            raise ValueError("heartbeat_s is 0 to 86400")
+        if self.dead_letter_topic in (self.topic, *self.topics.values()):
+            raise ValueError("dead_letter_topic must be no topic that alerts go to")
 
 
 @dataclass(frozen=True, slots=True)

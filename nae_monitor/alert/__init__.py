@@ -10,18 +10,19 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from nae_monitor.alert import jsonl, kafka_address, otel
+from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel
 from nae_monitor.alert.console import ConsoleSink
 from nae_monitor.alert.fold import AlertFolder
 from nae_monitor.alert.jsonl import JsonlSink
 from nae_monitor.alert.kafka import KafkaSink
+from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
-from nae_monitor.records import Alert, Severity
+from nae_monitor.records import Alert, Severity, StopOutcome
 from nae_monitor.settings import (
     AlertSettings,
     JsonlSettings,
@@ -69,8 +70,10 @@ class Sinks:
         """Hand the alert to each sink; a failing one is counted and never stops another.
 
         A sink whose ``emit`` raised five times in a row is off, by the rule of :class:`Health`.
-        What is below a sink's least severity is counted as ``alert.SINK.below_severity``, and as
-        ``alerts.below_severity`` where for that reason no sink takes it at all.
+        A stop that was ordered is told to every sink that the alert is meant for, whatever its
+        severity: somebody's answer was cut off, or was to be. Otherwise what is below a sink's
+        least severity is counted as ``alert.SINK.below_severity``,
+        and as ``alerts.below_severity`` where for that reason no sink takes it at all.
         """
         meant = [name for name in self._sinks if self._is_meant_for(name, alert)]
         takers = [name for name in meant if self._is_grave_enough(name, alert)]
@@ -98,6 +101,8 @@ class Sinks:
         return name not in self._routes or not self._routes[name].isdisjoint(alert.routes)
 
     def _is_grave_enough(self, name: str, alert: Alert) -> bool:
+        if alert.stop not in (None, StopOutcome.WOULD_BLOCK):
+            return True
         return name not in self._least or alert.severity.rank >= self._least[name].rank
 
     def close(self, deadline_s: float) -> bool:
@@ -208,7 +213,11 @@ def _check(one: SinkSettings, where: Mark) -> list[Problem]:
         case OtelSettings():
             return otel.check(one.options, where)
         case KafkaSettings():
-            return kafka_address.check(one.options, where)
+            return (
+                kafka_address.check(one.options, where)
+                or problems_of_security(one.options, where)
+                or kafka_probe.problems_of(one.options, where)
+            )
     if one.kind in ("jsonl", "kafka"):
         return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
     return []

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +26,6 @@ EVENT_TYPE = "io.nae_monitor.alert.v1"
 OCSF_VERSION = "1.8.0"
 DATA_SCHEMA = f"https://schema.ocsf.io/{OCSF_VERSION}/classes/detection_finding"
 MAX_ATTRIBUTE_CHARS = 256
-_PROCESS_START_UNIX_NS = time.time_ns()
 
 try:
     PACKAGE_VERSION = version("nae-monitor")
@@ -45,6 +46,7 @@ SEVERITY_NUMBER = {  # OpenTelemetry log severity, which the CloudEvents extensi
     Severity.HIGH: 17,
     Severity.CRITICAL: 21,
 }
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _ACTION_DENIED, _ACTION_OBSERVED = 2, 3
 _DISPOSITION_BLOCKED, _DISPOSITION_ALERT = 2, 19
 _ANALYTIC_RULE = 1
@@ -81,8 +83,7 @@ class AlertEvent:
 
 def to_json(value: Any) -> bytes:
     """Compact UTF-8 JSON in one line; text that is not valid Unicode is replaced."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return _utf8(text)
+    return _utf8(_JSON.encode(value))
 
 
 def to_event(alert: RedactedAlert, policy: ContentPolicy) -> AlertEvent:
@@ -105,9 +106,34 @@ def occurrence_id(alert: Alert) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
 
 
+class _Epoch:
+    """The start of this process in Unix nanoseconds, as far as sequences go by it."""
+
+    def __init__(self) -> None:
+        self.unix_ns = time.time_ns()
+
+    def renew(self) -> None:
+        self.unix_ns = max(self.unix_ns + 1, time.time_ns())
+
+
+_EPOCH = _Epoch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_EPOCH.renew)  # its alerts count from the parent's number
+
+
+def sequence_epoch() -> int:
+    """What every ``ce_sequence`` of this process begins with, in Unix nanoseconds."""
+    return _EPOCH.unix_ns
+
+
+def later_than_sequences_of(epoch: int) -> None:
+    """Let further sequences of this process sort behind those of an earlier one."""
+    _EPOCH.unix_ns = max(_EPOCH.unix_ns, epoch + 1)
+
+
 def sequence_text(sequence: int) -> str:
     """``ce_sequence``: sorts as text, across restarts of the process too."""
-    return f"{_PROCESS_START_UNIX_NS:020d}.{sequence:012d}"
+    return f"{_EPOCH.unix_ns:020d}.{sequence:012d}"
 
 
 def risk_score(alert: Alert) -> int:
@@ -131,7 +157,7 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
     attributes: dict[str, str | int] = {
         "specversion": "1.0",
         "id": event_id,
-        "source": "/nae-monitor/" + quote(_utf8(request.model)[:MAX_ATTRIBUTE_CHARS]),
+        "source": _source(request.model),
         "type": EVENT_TYPE,
         "time": datetime.fromtimestamp(alert.time_unix_ns / 1e9, UTC).isoformat(),
         "subject": _printable(request.request_id) or "-",
@@ -147,6 +173,11 @@ def _attributes(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> d
         trace_id, span_id = trace_ids(request.trace)
         attributes["traceparent"] = f"00-{trace_id}-{span_id}-{request.trace.trace_flags:02x}"
     return attributes
+
+
+@lru_cache(maxsize=64)
+def _source(model: str) -> str:
+    return "/nae-monitor/" + quote(_utf8(model)[:MAX_ATTRIBUTE_CHARS])
 
 
 def _finding(alert: RedactedAlert, event_id: str, policy: ContentPolicy) -> dict[str, Any]:
@@ -213,8 +244,8 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
             for span in finding.spans
         ],
     }
-    data["matches"] = [_known(match) for match in data["matches"]]
-    return _known(data)
+    data["matches"] = [known(match) for match in data["matches"]]
+    return known(data)
 
 
 def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
@@ -239,7 +270,7 @@ def _unmapped(alert: RedactedAlert, policy: ContentPolicy) -> dict[str, Any]:
     }
     if request.trace is not None:
         values["trace_id"], values["span_id"] = trace_ids(request.trace)
-    return _known(values)
+    return known(values)
 
 
 def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float | None]:
@@ -259,7 +290,7 @@ def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float 
     }
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is missing or withheld, so that absence is never an empty string."""
     return {name: value for name, value in values.items() if value not in (None, "")}
 
@@ -271,7 +302,9 @@ def finite(value: float | None) -> float | None:
 
 def _printable(text: str) -> str:
     """As CloudEvents wants attribute strings: no control characters, bounded."""
-    kept = "".join(c for c in text[:MAX_ATTRIBUTE_CHARS] if c.isprintable())
+    kept = text[:MAX_ATTRIBUTE_CHARS]
+    if not kept.isprintable():
+        kept = "".join(c for c in kept if c.isprintable())
     return _utf8(kept).decode()
 
 

@@ -8,34 +8,47 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kafka.errors import (
     InvalidRecordError,
+    InvalidTopicError,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    PolicyViolationError,
     RecordListTooLargeError,
+    TopicAuthorizationFailedError,
 )
 
-from nae_monitor.alert.event import AlertEvent, to_event
+from nae_monitor.alert.durable import DurableSink
+from nae_monitor.alert.event import to_event
 from nae_monitor.alert.kafka_address import outbox_path
 from nae_monitor.alert.kafka_producer import connect, discard, unknown_topics
+from nae_monitor.alert.kafka_side_events import Heart, dead_letter
 from nae_monitor.alert.kafka_topics import RouteTopics
-from nae_monitor.alert.outbox import Outbox, Row
+from nae_monitor.alert.outbox import Outbox
+from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import log
-from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S, ThreadedSink
+from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S
 from nae_monitor.health import Health
 from nae_monitor.settings import KafkaSettings
 
-MAX_IN_FLIGHT_RECORDS = 200
+MAX_IN_FLIGHT_RECORDS = 1000
 DELIVERY_TIMEOUT_S = 10.0
 POLL_S = 0.01
 CLOSE_PRODUCER_S = 0.3
-REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
+# Of the event: no broker will ever take it.
+REFUSED = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidRecordError,
+    PolicyViolationError,
+)
+# Of the topic: no event may go there, for now.
+CLOSED_TOPIC = (TopicAuthorizationFailedError, InvalidTopicError)
 _ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
 
 
@@ -49,11 +62,11 @@ class _Flight:
     topic: str
 
 
-class KafkaSink(ThreadedSink):
-    """``accepted`` means committed to the outbox, ``delivered`` acknowledged by the brokers.
+class KafkaSink(DurableSink):
+    """CloudEvents in binary mode around OCSF findings; see :class:`DurableSink` for what is kept.
 
-    A broker that cannot be reached is no failure: alerts wait in the outbox, over restarts of
-    this process too.
+    What brokers refuse for good goes to the rejected rows of the outbox, and to the dead-letter
+    topic where one is configured.
     """
 
     def __init__(
@@ -68,148 +81,161 @@ class KafkaSink(ThreadedSink):
         """Open the outbox and start sending what an earlier process left in it.
 
         Raises:
-            OSError: the outbox cannot be written.
-            sqlite3.Error: the outbox file is something else.
+            OSError: the outbox cannot be written, or is something else.
+            sqlite3.Error: SQLite cannot use it.
         """
         self._settings = settings
         self._delivery_timeout_s = delivery_timeout_s
-        self._outbox: Outbox | None = None
         self._producer: Any = None
-        super().__init__(name, policy, health, settings.queue_events)
-        self._outbox = self._open_outbox()
-        self._ensure_thread()
+        super().__init__(
+            name,
+            policy,
+            health,
+            queue_events=settings.queue_events,
+            path=outbox_path(settings),
+            max_bytes=settings.outbox_bytes,
+        )
 
     def _start_afresh(self) -> None:
         _ABANDONED.extend(x for x in (self._outbox, self._producer) if x is not None)
-        if self._outbox is not None:
-            self._outbox.let_go()
-        self._outbox = self._producer = None
-        self._in_flight: deque[_Flight] = deque()
-        self._cursor = 0  # rows up to here are acknowledged or in flight
-        self._acked: set[int] = set()  # acknowledged, not yet deleted
+        self._producer = None
+        self._in_flight: dict[int, _Flight] = {}  # by row, in the order of sending
+        self._cursor = 0  # rows up to here are acknowledged, in flight or gone
         self._topics = RouteTopics(self._settings)
-        self._depth = 0
+        self._heart = Heart(self._health, self._settings.heartbeat_s)
+        self._beat: Any = None  # the future of a heartbeat on its way
         self._is_down = False
         self._send_at_s = 0.0
         self._send_pause_s = 0.0
         self._unheard_since_s: float | None = None  # since when no send could begin
         super()._start_afresh()
 
-    def _open_outbox(self) -> Outbox:
-        outbox = Outbox(outbox_path(self._settings), self._settings.outbox_events)
-        self._tally.count("accepted", outbox.recovered)
-        self._tally.count("recovered", outbox.recovered)
-        self._depth = outbox.depth()
-        return outbox
-
-    def _queued(self) -> None:
-        """On the queue is not accepted yet: the outbox's commit is."""
-
-    def _pending(self) -> int:
-        return super()._pending() + self._depth
-
-    def _step(self) -> None:
-        if self._outbox is None:
-            self._outbox = self._open_outbox()
-        if self._held and time.monotonic() >= self._retry_at_s:
-            self._save(self._outbox)
-        self._settle(self._outbox)
-        if time.monotonic() >= self._send_at_s:
-            self._send(self._outbox)
-
     def _wait_s(self) -> float:
         usual_s = super()._wait_s()
         if self._in_flight:
             return min(usual_s, POLL_S)
-        if self._depth:
+        if self._events:
             return min(usual_s, max(POLL_S / 10, self._send_at_s - time.monotonic()))
         return usual_s
 
-    def _save(self, outbox: Outbox) -> None:
-        """Commit what was taken from the queue; a full disk leaves it in memory for later."""
-        events: list[AlertEvent] = []
-        made = 0
-        while made < len(self._held):
-            try:
-                events += self._events(self._held[made])
-                made += 1
-            except (ValueError, TypeError, OverflowError):
-                del self._held[made]
-                self._tally.dropped("failed")
-        try:
-            evicted = outbox.add(events, keep_up_to=self._cursor)
-            self._depth = outbox.depth()
-        except sqlite3.Error as error:
-            self._tally.count(f"retried.{type(error).__name__}")
-            self._pause()
-            return
-        self._held.clear()
-        self._backoff_s = 0.0
-        self._tally.count("accepted", len(events))
-        self._tally.dropped("outbox_full", evicted)
-
-    def _events(self, alert: RedactedAlert) -> list[AlertEvent]:
+    def _entries(self, alert: RedactedAlert) -> list[Entry]:
         """The alert's event, once for each topic that its routes lead to."""
         event = to_event(alert, self._policy)
-        return [replace(event, topic=topic) for topic in self._topics.of_routes(alert.routes)]
+        mode = self._policy.mode
+        topics = self._topics.of_routes(alert.routes)
+        return [Entry.of(replace(event, topic=topic), mode) for topic in topics]
+
+    def _transmit(self, outbox: Outbox) -> None:
+        self._settle(outbox)
+        if time.monotonic() >= self._send_at_s:
+            self._send(outbox)
+            self._send_heartbeat()
+
+    def _on_wire(self) -> frozenset[int]:
+        return frozenset(self._in_flight)
+
+    def _recall(self) -> list[Row]:
+        rows = [flight.row for flight in self._in_flight.values()]
+        self._discard_producer(0.0)
+        self._in_flight.clear()
+        self._cursor = 0
+        return rows
 
     def _settle(self, outbox: Outbox) -> None:
-        """Forget rows that were acknowledged; start over where the producer failed."""
-        flights, self._in_flight = self._in_flight, deque()
+        """Note what was acknowledged; start over where the producer failed."""
         failed: Exception | None = None
-        refused: list[tuple[Row, Exception]] = []
-        for flight in flights:
+        for flight in [flight for flight in self._in_flight.values() if flight.future.is_done]:
+            del self._in_flight[flight.row.row_id]
             error = flight.future.exception
-            if not flight.future.is_done:
-                self._in_flight.append(flight)
-            elif error is None:
-                self._acked.add(flight.row.row_id)
-                self._topics.acknowledged(flight.topic)
-                self._tally.count("delivered")
+            if error is None:
+                self._acknowledged(flight)
             elif isinstance(error, REFUSED):
-                refused.append((flight.row, error))
+                self._refuse(outbox, flight.row, error)
+            elif isinstance(error, CLOSED_TOPIC):
+                self._send_again(flight.row)
+                self._leave_topic(flight.topic, error)
             else:
+                self._send_again(flight.row)
                 failed = error
-        for row, error in refused:
-            self._refuse(outbox, row, error)
-        self._forget_acknowledged(outbox)
+        oldest = next(iter(self._in_flight.values()), None)
         if failed is not None:
             self._start_over(failed)
-        elif self._in_flight and self._is_overdue(self._in_flight[0].sent_at_s):
+        elif oldest is not None and self._is_overdue(oldest.sent_at_s):
             self._start_over(TimeoutError())
+        if self._beat is not None and self._beat.is_done:
+            if self._beat.exception is None:
+                self._is_up()
+            self._beat = None
 
-    def _forget_acknowledged(self, outbox: Outbox) -> None:
-        if self._acked:
-            outbox.delete(sorted(self._acked))
-            self._acked.clear()
-            self._depth = outbox.depth()
-            self._is_up()
+    def _acknowledged(self, flight: _Flight) -> None:
+        self._acked.add(flight.row.row_id)
+        self._topics.acknowledged(flight.topic)
+        dead = flight.row.topic and flight.row.topic == self._settings.dead_letter_topic
+        self._tally.count("dead_lettered" if dead else "delivered")
+        self._is_up()
+
+    def _send_again(self, row: Row) -> None:
+        self._cursor = min(self._cursor, row.row_id - 1)
+
+    def _leave_topic(self, topic: str, error: Exception) -> None:
+        """A route's topic is left for a while; without the sink's own there is only waiting."""
+        if topic == self._settings.topic:
+            self._pause_sending(error)
+        elif self._topics.refused(topic):
+            log.warning(
+                "sink %s: topic %s refuses this client (%s); what is meant for it goes to %s",
+                self.name,
+                topic,
+                type(error).__name__,
+                self._settings.topic,
+            )
 
     def _send(self, outbox: Outbox) -> None:
         room = MAX_IN_FLIGHT_RECORDS - len(self._in_flight)
-        for row in outbox.after(self._cursor, room):
-            if row.row_id in self._acked:
-                continue
-            topic, detour = self._topics.now(row.topic)
-            try:
-                if self._producer is None:
-                    self._producer = connect(
-                        self._settings.bootstrap, self._topics.names, self._delivery_timeout_s
-                    )
-                future = self._producer.send(
-                    topic, key=row.key, value=row.value, headers=row.headers
-                )
-            except REFUSED as error:
-                self._refuse(outbox, row, error)
-            except (KafkaError, OSError) as error:
-                self._topics.failed(self._unreachable(topic))
-                self._wait_for_brokers(error)
+        if room <= 0:
+            return
+        known = {i for i in (*self._in_flight, *self._acked) if i > self._cursor}
+        for row in outbox.after(self._cursor, room + len(known)):
+            if row.row_id not in known and not self._send_row(outbox, row):
                 return
-            else:
-                self._unheard_since_s = None
-                self._in_flight.append(_Flight(row, future, time.monotonic(), topic))
-                self._tally.count("rerouted", int(detour))
             self._cursor = row.row_id
+
+    def _send_row(self, outbox: Outbox, row: Row) -> bool:
+        """Hand a row to the client; False where nothing can be sent now."""
+        topic, detour = self._topics.now(row.topic)
+        if detour and row.topic == self._settings.dead_letter_topic:
+            outbox.reject(row.row_id, "dead_letter_topic_closed")
+            return True
+        try:
+            future = self._client().send(topic, key=row.key, value=row.value, headers=row.headers)
+        except REFUSED as error:
+            self._refuse(outbox, row, error)
+        except (KafkaError, OSError) as error:
+            self._topics.failed(self._unreachable(topic))
+            self._wait_for_brokers(error)
+            return False
+        else:
+            self._unheard_since_s = None
+            self._in_flight[row.row_id] = _Flight(row, future, time.monotonic(), topic)
+            self._tally.count("rerouted", int(detour))
+        return True
+
+    def _client(self) -> Any:
+        if self._producer is None:
+            self._producer = connect(self._settings, self._topics.names, self._delivery_timeout_s)
+        return self._producer
+
+    def _send_heartbeat(self) -> None:
+        if not self._heart.is_due or self._beat is not None:
+            return
+        key, headers, value = self._heart.beat(self.stats())
+        try:
+            self._beat = self._client().send(
+                self._settings.topic, key=key, value=value, headers=headers
+            )
+            self._tally.count("heartbeats")
+        except (KafkaError, OSError) as error:
+            self._wait_for_brokers(error)
 
     def _unreachable(self, topic: str) -> set[str]:
         """After a send to ``topic`` failed: the topics to which none could begin now."""
@@ -218,9 +244,18 @@ class KafkaSink(ThreadedSink):
         return {topic, *unknown_topics(self._producer, self._topics.names)}
 
     def _refuse(self, outbox: Outbox, row: Row, error: Exception) -> None:
-        outbox.reject(row.row_id, type(error).__name__)
-        self._depth = outbox.depth()
-        self._tally.dropped("refused")
+        reason, dead = type(error).__name__, self._settings.dead_letter_topic
+        instead = None
+        if dead is not None and row.topic != dead:
+            instead = dead_letter(row, reason, row.topic or self._settings.topic, dead)
+        try:
+            gone = outbox.reject(row.row_id, reason, instead)
+        except sqlite3.Error:
+            self._send_again(row)
+            self._send_at_s = time.monotonic() + BACKOFF_LAST_S
+            raise
+        self._tally.dropped("refused", int(row.topic != dead or dead is None))
+        self._tally.count("rejected_forgotten", gone)
 
     def _wait_for_brokers(self, error: Exception) -> None:
         """No send could begin: pause, and let the producer go on asking, up to the usual time.
@@ -240,10 +275,9 @@ class KafkaSink(ThreadedSink):
 
     def _start_over(self, error: Exception) -> None:
         """Throw the producer away and, after a pause, send again all that has no answer."""
-        self._discard_producer(0.0)
+        self._recall()
+        self._beat = None
         self._unheard_since_s = None
-        self._in_flight.clear()
-        self._cursor = 0
         self._pause_sending(error)
 
     def _pause_sending(self, error: Exception) -> None:
@@ -253,9 +287,10 @@ class KafkaSink(ThreadedSink):
         if not self._is_down:
             self._is_down = True
             log.warning(
-                "sink %s: %s does not take alerts; they wait in the outbox",
+                "sink %s: %s does not take alerts (%s); they wait in the outbox",
                 self.name,
                 self._settings.bootstrap,
+                type(error).__name__,
             )
 
     def _is_up(self) -> None:
@@ -269,23 +304,6 @@ class KafkaSink(ThreadedSink):
         if producer is not None and (failure := discard(producer, timeout_s)):
             self._tally.count(f"producer_close.{failure}")
 
-    def _finish(self) -> None:
-        """Commit what is still queued, then let go of broker and file; rows stay."""
-        outbox = self._outbox
-        if outbox is None:
-            return
-        try:
-            self._drain(outbox)
-            self._discard_producer(CLOSE_PRODUCER_S)
-            self._settle(outbox)
-        finally:
-            self._outbox = None
-            outbox.close()
-
-    def _drain(self, outbox: Outbox) -> None:
-        while self._pending() > self._depth:
-            while not self._queue.empty():
-                self._held.append(self._queue.get_nowait())
-            self._save(outbox)
-            if self._held:  # the disk does not take them
-                return
+    def _let_go(self, outbox: Outbox) -> None:
+        self._discard_producer(CLOSE_PRODUCER_S)
+        self._settle(outbox)

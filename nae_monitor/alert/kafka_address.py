@@ -23,7 +23,9 @@ def check(settings: KafkaSettings, where: Mark) -> list[Problem]:
         if found is None or not 0 < int(found[2]) < 65536:
             message = f"bootstrap has {server.strip()!r}, which is no HOST:PORT"
             problems.append(Problem(where, message, "write HOST:PORT[,HOST:PORT…]"))
-    for topic in dict.fromkeys((settings.topic, *settings.topics.values())):
+    for topic in dict.fromkeys(
+        (settings.topic, *settings.topics.values(), settings.dead_letter_topic or settings.topic)
+    ):
         if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
             mend = "1 to 249 of letters, digits, dot, underscore and hyphen"
             problems.append(Problem(where, f"topic {topic!r} is no topic name", mend))

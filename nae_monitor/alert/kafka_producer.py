@@ -12,25 +12,33 @@ from typing import Any
 from kafka import KafkaProducer
 
 from nae_monitor.alert.kafka_address import servers
+from nae_monitor.alert.kafka_security import security
+from nae_monitor.settings import KafkaSettings
 
 API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
 MAX_BLOCK_MS = 200
+BATCH_BYTES = 256 * 1024  # with one request in flight, what bounds the rate
 
 
-def connect(bootstrap: str, topics: Iterable[str], delivery_timeout_s: float) -> Any:
+def connect(settings: KafkaSettings, topics: Iterable[str], delivery_timeout_s: float) -> Any:
     """A producer that asks for the metadata of all topics at once.
 
     So the first send waits for all of them together, at most ``MAX_BLOCK_MS``, and not each
     topic's first send for its own.
+
+    Raises:
+        OSError: a certificate or key cannot be read.
     """
     producer = KafkaProducer(
-        bootstrap_servers=servers(bootstrap),
+        **security(settings),
+        bootstrap_servers=servers(settings.bootstrap),
         client_id="nae-monitor",
         api_version=API_VERSION,
         max_block_ms=MAX_BLOCK_MS,
         acks="all",
         enable_idempotence=False,
         max_in_flight_requests_per_connection=1,
+        batch_size=BATCH_BYTES,
         delivery_timeout_ms=int(delivery_timeout_s * 1000),
         request_timeout_ms=int(delivery_timeout_s * 500),
         reconnect_backoff_max_ms=1000,

@@ -20,6 +20,7 @@ class RouteTopics:
         self, settings: KafkaSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._own = settings.topic
+        self._dead = settings.dead_letter_topic
         self._by_route = settings.topics
         self._clock = clock
         self._failures: Counter[str] = Counter()  # of routes' topics, in a row
@@ -28,7 +29,8 @@ class RouteTopics:
     @property
     def names(self) -> tuple[str, ...]:
         """Every topic that may be written to, the sink's own first."""
-        return tuple(dict.fromkeys((self._own, *self._by_route.values())))
+        dead = () if self._dead is None else (self._dead,)
+        return tuple(dict.fromkeys((self._own, *self._by_route.values(), *dead)))
 
     def of_routes(self, routes: Collection[str]) -> tuple[str, ...]:
         """The topics that an alert's routes lead to, each once; "" is the sink's own."""
@@ -51,6 +53,19 @@ class RouteTopics:
             if self._failures[topic] >= TRIALS:
                 del self._failures[topic]
                 self._avoid_until_s[topic] = self._clock() + AVOID_S
+
+    def refused(self, topic: str) -> bool:
+        """The brokers said that this client may not write there.
+
+        Returns:
+            whether the topic is left for the sink's own from now on, and was not before; the
+            sink's own cannot be left.
+        """
+        if topic == self._own:
+            return False
+        was_left = self.now(topic)[1]
+        self._avoid_until_s[topic] = self._clock() + AVOID_S
+        return not was_left
 
     def acknowledged(self, topic: str) -> None:
         """The brokers took an event."""

@@ -20,6 +20,14 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
 }
 
+# What sinks count -> (metric, unit, description)
+GAUGES: Mapping[str, tuple[str, str, str]] = {
+    "pending": ("nae.sink.pending", "{alert}", "Alerts accepted and not yet delivered"),
+    "outbox_events": ("nae.outbox.depth", "{event}", "Events waiting on disk"),
+    "outbox_bytes": ("nae.outbox.size", "By", "Size of the events waiting on disk"),
+    "outbox_oldest_s": ("nae.outbox.oldest_age", "s", "Age of the oldest event waiting on disk"),
+}
+
 
 def register_counters(
     meter: Meter, counters: Counters, sink_stats: SinkStats, gauges: Counters
@@ -33,9 +41,8 @@ def register_counters(
             description=description,
         )
 
-    def pending(_: CallbackOptions) -> Iterable[Observation]:
-        for sink, stats in sink_stats().items():
-            yield Observation(stats.get("pending", 0), {"nae.sink": sink})
+    for count, (name, unit, description) in GAUGES.items():
+        meter.create_observable_gauge(name, [_gauge(count, sink_stats)], unit, description)
 
     def lag(_: CallbackOptions) -> Iterable[Observation]:
         if "activations.lag_records" in gauges():
@@ -44,9 +51,15 @@ def register_counters(
     meter.create_observable_gauge(
         "nae.activations.lag", [lag], "{record}", "Records on the topic that no worker has read yet"
     )
-    meter.create_observable_gauge(
-        "nae.sink.pending", [pending], "{alert}", "Alerts accepted and not yet delivered"
-    )
+
+
+def _gauge(count: str, sink_stats: SinkStats) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        for sink, stats in sink_stats().items():
+            if count in stats:
+                yield Observation(stats[count], {"nae.sink": sink})
+
+    return observe
 
 
 def _family(

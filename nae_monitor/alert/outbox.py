@@ -1,204 +1,252 @@
-"""Events on disk until a broker has acknowledged them (SQLite, write-ahead log).
+"""Events on disk until the far end has acknowledged them (SQLite, write-ahead log).
 
-A file belongs to one live process, by a lock beside it; a second process on the same path takes
-the next free number, and whoever starts takes over the rows of files whose process is gone.
+Whoever starts takes over the rows of files whose process is gone; see
+:mod:`nae_monitor.alert.outbox_file` for files, locks and versions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import json
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
-from nae_monitor.alert.event import AlertEvent
+from nae_monitor.alert.fork_gate import outside_fork
+from nae_monitor.alert.outbox_file import (
+    COLUMNS,
+    TABLES,
+    claim,
+    is_broken,
+    move_aside,
+    numbered,
+    open_database,
+    try_lock,
+)
+from nae_monitor.alert.outbox_rows import Entry, Row, packed, unpacked_headers
+from nae_monitor.alert.privacy import ContentMode, wider_modes, width
 
-P = ParamSpec("P")
-T = TypeVar("T")
-MAX_PROCESSES = 64
-BUSY_TIMEOUT_S = 1.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS pending (
-    row_id INTEGER PRIMARY KEY AUTOINCREMENT,
-    severity INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    headers TEXT NOT NULL,
-    value BLOB NOT NULL,
-    added_unix_ns INTEGER NOT NULL,
-    topic TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX IF NOT EXISTS pending_by_severity ON pending (severity, row_id);
-CREATE TABLE IF NOT EXISTS rejected (
-    row_id INTEGER PRIMARY KEY AUTOINCREMENT,
-    reason TEXT NOT NULL,
-    severity INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    headers TEXT NOT NULL,
-    value BLOB NOT NULL,
-    added_unix_ns INTEGER NOT NULL,
-    topic TEXT NOT NULL DEFAULT ''
-);
-"""
-_COLUMNS = "severity, key, headers, value, added_unix_ns, topic"
-_INSERT = f"INSERT INTO pending ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One event waiting for its acknowledgement."""
-
-    row_id: int  # grows with the order of acceptance
-    key: bytes
-    headers: list[tuple[str, bytes]]
-    value: bytes
-    topic: str = ""  # "": the sink's own
-
-
-class _ForkGate:
-    """Keeps ``fork`` out of SQLite calls: a child born inside one inherits SQLite's locked mutex.
-
-    Such a child would hang in its first SQLite call, for ever. The fork waits for the running
-    call, at most ``WAIT_S``, so that a stalled disk does not stop the host.
-    """
-
-    WAIT_S = 0.5
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._is_held = False
-
-    def before(self) -> None:
-        self._is_held = self.lock.acquire(timeout=self.WAIT_S)
-
-    def after_in_parent(self) -> None:
-        if self._is_held:
-            self.lock.release()
-
-    def after_in_child(self) -> None:
-        self.lock = threading.RLock()
-
-
-_GATE = _ForkGate()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_GATE.before,
-        after_in_parent=_GATE.after_in_parent,
-        after_in_child=_GATE.after_in_child,
-    )
-
-
-def _outside_fork(method: Callable[P, T]) -> Callable[P, T]:
-    @functools.wraps(method)
-    def gated(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _GATE.lock:
-            return method(*args, **kwargs)
-
-    return gated
+REJECTED_SHARE = 0.25  # of the bound, beside it, for what was refused
+UNREADABLE = "unreadable"
+_WIDTH = "content_width"
+INSERT = f"INSERT INTO pending ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 
 class Outbox:
-    """Durable first-in first-out store of at most ``max_events``. For one thread.
+    """Durable first-in first-out store of events of at most ``max_bytes``. For one thread.
 
-    Every method may raise :class:`sqlite3.Error` (full disk, broken file); what was committed
-    before stays.
+    The bound is on keys, headers and values with a little for each row; the file may be some
+    megabytes larger. Every method may raise :class:`sqlite3.Error` (full disk, broken file);
+    what was committed before stays.
+
+    Attributes:
+        recovered: events found at the opening, of earlier processes.
+        moved_aside: where damaged files that lay here are now.
+        events: rows waiting.
+        size_bytes: of them.
     """
 
-    @_outside_fork
-    def __init__(self, path: Path, max_events: int) -> None:
+    @outside_fork
+    def __init__(self, path: Path, max_bytes: int) -> None:
         """Open the first free file for ``path`` and take over what dead processes left.
 
         Raises:
-            OSError: the directory or file cannot be written, or all numbers are taken.
-            sqlite3.Error: the file is not an outbox.
+            OSError: it cannot be written, is no outbox, is of a newer version, or all numbers
+                are taken.
+            sqlite3.Error: SQLite cannot use it.
         """
-        self._max_events = max_events
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd, self.path = _claim(path)
+        self._max_bytes = max_bytes
+        self.events = self.size_bytes = 0
+        opened = claim(path)
+        self._lock_fd, self.path, self._db = opened.lock_fd, opened.path, opened.db
+        self.moved_aside = [] if opened.moved_aside is None else [opened.moved_aside]
         try:
-            self._db = _open(self.path)
-            self.recovered = self.depth()
-            self.recovered += self._adopt(path)
+            self._adopt(path)
+            self._count()
+            self.recovered = self.events
         except BaseException:
+            self._db.close()
             os.close(self._lock_fd)
             raise
 
-    @_outside_fork
-    def add(self, events: Sequence[AlertEvent], *, keep_up_to: int = 0) -> int:
-        """Commit events in one transaction, synced to disk.
+    @outside_fork
+    def add(
+        self,
+        entries: Sequence[Entry],
+        *,
+        delete: Collection[int] = (),
+        keep: Collection[int] = (),
+    ) -> int:
+        """Commit entries, and forget acknowledged rows, in one transaction, synced to disk.
 
-        When the outbox is full, the lowest severity goes first and of that the oldest; rows up
-        to ``keep_up_to`` are on the wire and stay.
+        When the outbox is full, the lowest severity goes first and of that the oldest; rows in
+        ``keep`` are on the wire and stay.
 
         Returns:
             how many events, old or new, had to go.
         """
         now = time.time_ns()
         with self._db:
-            self._db.executemany(
-                _INSERT,
-                [
-                    (e.severity.rank, e.key, _pack(e.headers()), e.value(), now, e.topic)
-                    for e in events
-                ],
-            )
-            over = self.depth() - self._max_events
-            if over <= 0:
-                return 0
+            freed_rows, freed_bytes = self._delete(delete)
+            rows_in = [packed(entry, now) for entry in entries]
+            self._db.executemany(INSERT, rows_in)
+            rows = self.events - freed_rows + len(rows_in)
+            size_bytes = self.size_bytes - freed_bytes + sum(row[-1] for row in rows_in)
+            gone: list[tuple[int, int]] = []
+            if size_bytes > self._max_bytes:
+                gone = self._least_worth(size_bytes - self._max_bytes, frozenset(keep))
+                self._delete([row_id for row_id, _ in gone])
+        self.events = rows - len(gone)
+        self.size_bytes = size_bytes - sum(size for _, size in gone)
+        return len(gone)
+
+    def _delete(self, row_ids: Collection[int]) -> tuple[int, int]:
+        rows = freed_bytes = 0
+        for row_id in row_ids:
             found = self._db.execute(
-                "DELETE FROM pending WHERE row_id IN (SELECT row_id FROM pending"
-                " WHERE row_id > ? ORDER BY severity, row_id LIMIT ?)",
-                (keep_up_to, over),
-            )
-            return found.rowcount
+                "DELETE FROM pending WHERE row_id = ? RETURNING size_bytes", (row_id,)
+            ).fetchone()
+            if found is not None:
+                rows, freed_bytes = rows + 1, freed_bytes + int(found[0])
+        return rows, freed_bytes
 
-    @_outside_fork
+    def _least_worth(self, over_bytes: int, keep: frozenset[int]) -> list[tuple[int, int]]:
+        """Rows, with their sizes, that together are at least so large."""
+        gone: list[tuple[int, int]] = []
+        found = self._db.execute("SELECT row_id, size_bytes FROM pending ORDER BY severity, row_id")
+        for row_id, size_bytes in found:
+            if over_bytes <= 0:
+                break
+            if row_id not in keep:
+                gone.append((row_id, size_bytes))
+                over_bytes -= size_bytes
+        found.close()
+        return gone
+
+    @outside_fork
     def after(self, row_id: int, limit: int) -> list[Row]:
-        """The oldest rows beyond ``row_id``, at most ``limit``."""
-        rows = self._db.execute(
-            "SELECT row_id, key, headers, value, topic FROM pending WHERE row_id > ?"
-            " ORDER BY row_id LIMIT ?",
+        """The oldest rows beyond ``row_id``, at most ``limit``; damaged ones are set aside."""
+        found = self._db.execute(
+            "SELECT row_id, severity, key, headers, value, topic, content FROM pending"
+            " WHERE row_id > ? ORDER BY row_id LIMIT ?",
             (row_id, limit),
-        )
-        return [Row(r[0], bytes(r[1]), _unpack(r[2]), bytes(r[3]), r[4]) for r in rows]
+        ).fetchall()
+        rows = []
+        for number, severity, key, headers, value, topic, content in found:
+            try:
+                unpacked = unpacked_headers(headers)
+            except (ValueError, TypeError, AttributeError):
+                self.reject(number, UNREADABLE)
+                continue
+            rows.append(Row(number, severity, key, unpacked, value, topic, content))
+        return rows
 
-    @_outside_fork
-    def delete(self, row_ids: Sequence[int]) -> None:
-        """Forget acknowledged rows."""
-        with self._db:
-            self._db.executemany("DELETE FROM pending WHERE row_id = ?", [(i,) for i in row_ids])
+    @outside_fork
+    def reject(self, row_id: int, reason: str, instead: Entry | None = None) -> int:
+        """Set a row aside that the far end will never take, and keep another event instead.
 
-    @_outside_fork
-    def reject(self, row_id: int, reason: str) -> None:
-        """Set a row aside that no broker will ever take."""
+        Returns:
+            how many earlier refused events had to go for it.
+        """
         with self._db:
             self._db.execute(
-                f"INSERT INTO rejected (reason, {_COLUMNS})"  # noqa: S608
-                f" SELECT ?, {_COLUMNS} FROM pending WHERE row_id = ?",
+                f"INSERT INTO rejected (reason, {COLUMNS})"  # noqa: S608
+                f" SELECT ?, {COLUMNS} FROM pending WHERE row_id = ?",
                 (reason, row_id),
             )
-            self._db.execute("DELETE FROM pending WHERE row_id = ?", (row_id,))
+            self._delete([row_id])
+            if instead is not None:
+                self._db.execute(INSERT, packed(instead, time.time_ns()))
+            gone = self._thin_rejected()
+        self._count()
+        return gone
 
-    @_outside_fork
-    def depth(self) -> int:
-        """Rows waiting."""
-        return int(self._db.execute("SELECT count(*) FROM pending").fetchone()[0])
+    def _thin_rejected(self) -> int:
+        found = self._db.execute(
+            "DELETE FROM rejected WHERE row_id IN (SELECT row_id FROM (SELECT row_id,"
+            " sum(size_bytes) OVER (ORDER BY row_id DESC) AS newer FROM rejected) WHERE newer > ?)",
+            (int(self._max_bytes * REJECTED_SHARE),),
+        )
+        return found.rowcount
 
-    @_outside_fork
+    @outside_fork
+    def restore_rejected(self) -> int:
+        """Put every refused event among those that wait; returns how many."""
+        with self._db:
+            moved = move_rejected(self._db)
+        self._count()
+        return moved
+
+    @outside_fork
+    def narrow(self, mode: ContentMode, change: Callable[[bytes], bytes]) -> int:
+        """Bring what was kept under a wider privacy setting to ``mode``; returns how many rows.
+
+        The file is written anew, so that texts of deleted rows do not stay in it either.
+        """
+        modes = wider_modes(mode)
+        if (self.fact(_WIDTH) or 0) <= width(mode):  # where no mode was kept, nothing ever was
+            self.keep_fact(_WIDTH, width(mode))
+            return 0
+        marks, count = ", ".join("?" * len(modes)), 0
+        with self._db:
+            for table in TABLES:
+                found = self._db.execute(
+                    f"SELECT row_id, value FROM {table} WHERE content IN ('', {marks})",  # noqa: S608
+                    modes,
+                ).fetchall()
+                for row_id, value in found:
+                    self._db.execute(
+                        f"UPDATE {table} SET value = ?, content = ? WHERE row_id = ?",  # noqa: S608
+                        (change(value), mode, row_id),
+                    )
+                count += len(found)
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.keep_fact(_WIDTH, width(mode))  # last: a crash before it repeats all of this
+        self._count()
+        return count
+
+    @outside_fork
+    def refresh(self) -> None:
+        """Count anew where another process changed the file (``alerts resend``)."""
+        if self._version() != self._seen_version:
+            self._count()
+
+    @outside_fork
     def oldest_unix_ns(self) -> int | None:
         """When the oldest waiting row was accepted."""
         found = self._db.execute("SELECT added_unix_ns FROM pending ORDER BY row_id LIMIT 1")
         row = found.fetchone()
         return None if row is None else int(row[0])
 
-    @_outside_fork
+    @outside_fork
+    def fact(self, name: str) -> int | None:
+        """A number that was kept under a name."""
+        found = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    @outside_fork
+    def keep_fact(self, name: str, value: int) -> None:
+        """Keep a number under a name."""
+        with self._db:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    @outside_fork
+    def renew(self) -> Path:
+        """Move this file, which proved damaged, aside and go on with a fresh one.
+
+        Returns:
+            where the damaged one is now; its rows are not carried over.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        aside = move_aside(self.path)
+        self._db = open_database(self.path)
+        self._count()
+        return aside
+
+    @outside_fork
     def close(self) -> None:
         """Release the file; rows stay."""
         try:
@@ -210,82 +258,49 @@ class Outbox:
         """In a forked child: give up the inherited lock, which stays the parent's."""
         os.close(self._lock_fd)
 
-    def _adopt(self, base: Path) -> int:
-        """Move the rows of files that no live process holds; returns how many.
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
-        A crash between the two commits repeats events, and never loses one.
+    def _count(self) -> None:
+        self._seen_version = self._version()
+        found = self._db.execute("SELECT count(*), coalesce(sum(size_bytes), 0) FROM pending")
+        rows, size_bytes = found.fetchone()
+        self.events, self.size_bytes = int(rows), int(size_bytes)
+
+    def _adopt(self, base: Path) -> None:
+        """Move the rows of files that no live process holds.
+
+        A crash between the two commits repeats events, and never loses one. A damaged file is
+        moved aside.
         """
-        taken = 0
-        for path in _numbered(base):
+        for path in numbered(base):
             if path == self.path or not path.exists():
                 continue
-            lock_fd = _try_lock(path)
+            lock_fd = try_lock(path)
             if lock_fd is None:
                 continue
             try:
-                taken += self._take_rows(path)
+                self._take_rows(path)
+            except sqlite3.DatabaseError as error:
+                if not is_broken(error):
+                    raise
+                self.moved_aside.append(move_aside(path))
             finally:
                 os.close(lock_fd)
-        return taken
 
-    def _take_rows(self, path: Path) -> int:
-        with contextlib.closing(_open(path)) as other:
-            rows = other.execute(f"SELECT {_COLUMNS} FROM pending ORDER BY row_id").fetchall()  # noqa: S608
+    def _take_rows(self, path: Path) -> None:
+        with contextlib.closing(open_database(path)) as other:
+            rows = other.execute(f"SELECT {COLUMNS} FROM pending ORDER BY row_id").fetchall()  # noqa: S608
             with self._db:
-                self._db.executemany(_INSERT, rows)
+                self._db.executemany(INSERT, rows)
             with other:
                 other.execute("DELETE FROM pending")
-        return len(rows)
 
 
-def _numbered(base: Path) -> list[Path]:
-    """``alerts.sqlite``, ``alerts.1.sqlite``, …"""
-    more = [base.with_name(f"{base.stem}.{n}{base.suffix}") for n in range(1, MAX_PROCESSES)]
-    return [base, *more]
-
-
-def _claim(base: Path) -> tuple[int, Path]:
-    for path in _numbered(base):
-        lock_fd = _try_lock(path)
-        if lock_fd is not None:
-            return lock_fd, path
-    raise OSError(f"{MAX_PROCESSES} processes hold an outbox at {base}")
-
-
-def _try_lock(path: Path) -> int | None:
-    """The held lock of ``path``, or None if another process lives on it."""
-    lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock_fd)
-        return None
-    except BaseException:
-        os.close(lock_fd)
-        raise
-    return lock_fd
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    # Created here and not by SQLite, so that nobody else may read it under any umask.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_SCHEMA)
-        for table in ("pending", "rejected"):  # a file of a version that knew one topic only
-            if "topic" not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
-                db.execute(f"ALTER TABLE {table} ADD COLUMN topic TEXT NOT NULL DEFAULT ''")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _pack(headers: Sequence[tuple[str, bytes]]) -> str:
-    return json.dumps([[name, value.decode()] for name, value in headers])
-
-
-def _unpack(text: str) -> list[tuple[str, bytes]]:
-    return [(name, value.encode()) for name, value in json.loads(text)]
+def move_rejected(db: sqlite3.Connection) -> int:
+    """Within a transaction: make every refused row of a database one that waits."""
+    moved = db.execute(
+        f"INSERT INTO pending ({COLUMNS}) SELECT {COLUMNS} FROM rejected ORDER BY row_id"  # noqa: S608
+    ).rowcount
+    db.execute("DELETE FROM rejected")
+    return moved

@@ -30,6 +30,8 @@ _ALIVE: weakref.WeakSet[ThreadedSink] = weakref.WeakSet()
 class ThreadedSink(ABC):
     """Queue, thread and accounting. Two threads share nothing but the queue and the tally."""
 
+    batch_alerts = BATCH_ALERTS
+
     def __init__(self, name: str, policy: ContentPolicy, health: Health, queue_events: int) -> None:
         self.name = name
         self._policy = policy
@@ -42,7 +44,8 @@ class ThreadedSink(ABC):
     def _start_afresh(self) -> None:
         """State that belongs to one process; runs again in a forked child."""
         self._tally = Tally(self.name, self._health)
-        self._queue: queue.Queue[RedactedAlert] = queue.Queue(self._queue_events)
+        # Put without a lock in Python: a caller never waits for a thread that holds one.
+        self._queue: queue.SimpleQueue[Alert] = queue.SimpleQueue()
         self._held: deque[RedactedAlert] = deque()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -59,17 +62,19 @@ class ThreadedSink(ABC):
         """Release resources, at the end of this sink's thread."""
 
     def emit(self, alert: Alert) -> None:
-        """Redact the alert and put it on the queue; see :class:`~nae_monitor.alert.sink.Sink`."""
+        """Put the alert on the queue; this sink's thread redacts it before anything else.
+
+        The bound of the queue is kept to within the number of threads that emit at once.
+        """
         component = f"alert.{self.name}.emit"
         with self._health.guard(component):
             if self._closing.is_set() or self._health.is_open(component):
                 self._tally.dropped("closed" if self._closing.is_set() else "circuit_open")
                 return
-            try:
-                self._queue.put_nowait(self._policy.redact(alert))
-            except queue.Full:
+            if self._queue.qsize() >= self._queue_events:
                 self._tally.dropped("queue_full")
                 return
+            self._queue.put(alert)
             self._queued()
             self._ensure_thread()
 
@@ -126,14 +131,26 @@ class ThreadedSink(ABC):
     def _take(self) -> None:
         """Move up to a batch from the queue, waiting only if there is nothing else to do."""
         wait_s = self._wait_s()
-        while len(self._held) < BATCH_ALERTS:
+        while len(self._held) < self.batch_alerts:
             try:
-                self._held.append(self._queue.get(block=wait_s > 0, timeout=wait_s or None))
+                self._hold(self._queue.get(block=wait_s > 0, timeout=wait_s or None))
             except queue.Empty:
                 return
             wait_s = 0.0
         if wait_s:  # a full batch waits out its pause
             time.sleep(wait_s)
+
+    def _take_all(self) -> None:
+        """Move everything from the queue, without waiting."""
+        while not self._queue.empty():
+            self._hold(self._queue.get_nowait())
+
+    def _hold(self, alert: Alert) -> None:
+        try:
+            self._held.append(self._policy.redact(alert))
+        except Exception as error:  # noqa: BLE001 - one alert must not cost the others
+            self._tally.failed(error)
+            self._tally.dropped("failed")
 
     def _wait_s(self) -> float:
         """How long the thread may sleep for a new alert."""

@@ -16,10 +16,12 @@ import typer
 from nae_monitor.cli.alerts import alerts_app
 from nae_monitor.cli.demo import demo
 from nae_monitor.cli.doctor import doctor
-from nae_monitor.cli.generate import generate, record
+from nae_monitor.cli.generate import generate
 from nae_monitor.cli.nla import nla_app
+from nae_monitor.cli.record import record_app
 from nae_monitor.cli.replay import replay, report
 from nae_monitor.cli.rules import rules_app
+from nae_monitor.cli.screen import screen_app
 from nae_monitor.cli.terminal import error_line, errors
 from nae_monitor.cli.worker import worker
 from nae_monitor.errors import ConfigurationError, NaeMonitorError
@@ -56,13 +58,14 @@ def options(
 
 app.command()(demo)
 app.command()(generate)
-app.command()(record)
 app.command()(replay)
 app.command()(report)
 app.command()(worker)
 app.command()(doctor)
+app.add_typer(record_app, name="record")
 app.add_typer(rules_app, name="rules")
 app.add_typer(nla_app, name="nla")
+app.add_typer(screen_app, name="screen")
 app.add_typer(alerts_app, name="alerts")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nae_monitor.cli.alerts_resend import resend
 from nae_monitor.cli.configuration import JsonOption
 from nae_monitor.cli.terminal import error_line, json_line, output, printable
 
@@ -24,6 +25,7 @@ STYLES = {
     "critical": "bold white on red",
 }
 KAFKA_QUIET_S = 5.0
+alerts_app.command()(resend)
 
 
 @alerts_app.callback()

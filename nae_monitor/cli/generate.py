@@ -68,18 +68,15 @@ def generate(
     _run(settings, read_prompts(prompts), Limits(max_new_tokens, wait_s), as_json)
 
 
-def record(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write recordings into.")],
-    config: ConfigOption = None,
-    prompts: PromptsOption = "-",
-    max_new_tokens: TokensOption = 128,
-    wait_s: WaitOption = 120.0,
-    as_json: JsonOption = False,
+def record_prompts(
+    out: Path,
+    config: Path | None,
+    prompts: str,
+    max_new_tokens: int,
+    wait_s: float,
+    as_json: bool,
 ) -> None:
-    """As generate, and record the activations; print where the recording is.
-
-    What the recording holds of prompts and replies follows the privacy setting.
-    """
+    """As generate, and record the activations; print where the recording is."""
     settings = settings_from(config)
     if settings.capture.placement != "inline":
         place = Mark(f"capture.placement {settings.capture.placement}")

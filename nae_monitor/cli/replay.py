@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_from
-from nae_monitor.cli.terminal import errors, json_line, output, quiet_libraries
+from nae_monitor.cli.replay_view import print_run, run_json
+from nae_monitor.cli.terminal import error_line, errors, json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
-    from nae_monitor.records import Finding
-    from nae_monitor.replay import Comparison, ReplayRun
+    from nae_monitor.health import Health
+    from nae_monitor.recording.privacy import Content
+    from nae_monitor.replay import Decoder, Judge, ReplayRun
+    from nae_monitor.replay.decoding import Mode
+    from nae_monitor.replay.judging import Elsewhere
     from nae_monitor.settings import Settings
-
-SHOWN_FINDINGS = 20
 
 
 def replay(
     recordings: Annotated[
-        list[Path],
-        typer.Argument(help="Recordings, directories of them, or Parquet files with vectors."),
+        list[str],
+        typer.Argument(
+            help="Recordings, directories of them, or Parquet files with vectors; paths or URLs."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.")],
     config: ConfigOption = None,
-    redecode: Annotated[bool, typer.Option(help="Decode every row again.")] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="Only rows that fit, such as: tenant = acme and time >= 2026-10-01. Fields: "
+            "request, group, session, tenant, model, phase, position, layer, time, rule (one that "
+            "found something in the request). Operators: = != < <= > >= in and or not ( )."
+        ),
+    ] = None,
+    redecode: Annotated[bool, typer.Option("--redecode", help="Decode every row again.")] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Decode nothing: judge recorded decodings anew.")
+    ] = False,
     decode_missing: Annotated[
-        bool, typer.Option(help="Decode rows that were dropped live, too.")
+        bool, typer.Option("--decode-missing", help="Decode rows that were dropped live, too.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Vectors a decode call.")] = 16,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode on a Ray cluster: its address, auto, or local for one on this machine."
+        ),
+    ] = None,
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A run or recording to compare findings with; exit 1 if they differ."),
     ] = None,
     as_json: JsonOption = False,
@@ -41,34 +64,54 @@ def replay(
 
     The same configuration gives the findings of the recording, byte for byte. Rows whose
     decoding was recorded in the clear are not decoded again unless --redecode is given.
+    A replay that was broken off goes on where it had come to when the same command is given
+    again, and the run is the same, byte for byte.
     """
     from nae_monitor.recording import open_recordings
-    from nae_monitor.replay import compare
+    from nae_monitor.replay import breakdown, compare
+    from nae_monitor.replay.plan import common_content
+    from nae_monitor.replay.where import parse_where
 
+    if redecode + rescore + decode_missing > 1:
+        raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
     settings = settings_from(config)
+    if where is not None:
+        parse_where(where)
     opened = open_recordings(recordings)  # before minutes are spent on loading
     if against is not None:
         open_recordings([against])
     never_live = all(not recording.manifest for recording in opened)
-    run = _replay(recordings, out, settings, redecode, decode_missing or never_live, batch_size)
+    mode: Mode = "missing" if decode_missing or never_live else "live"
+    mode = "redecode" if redecode else "rescore" if rescore else mode
+    elsewhere = None
+    if ray is not None:
+        content = common_content(opened)
+        elsewhere = _workers(ray, recordings, settings, mode, batch_size, where, content)
+    try:
+        run = _replay(recordings, out, settings, mode, batch_size, where, elsewhere)
+    except KeyboardInterrupt:
+        error_line("stopped; give the same command again to go on from here", "")
+        raise
     comparison = compare(against, out) if against is not None else None
+    rates = breakdown(against, out) if against is not None else []
     if as_json:
-        json_line(_as_json(run, comparison))
+        json_line(run_json(run, comparison, rates))
     else:
-        _print(run, comparison)
+        print_run(run, comparison, rates)
     if comparison is not None and not comparison.identical:
         raise typer.Exit(1)
 
 
 def _replay(
-    recordings: list[Path],
+    recordings: list[str],
     out: Path,
     settings: Settings,
-    redecode: bool,
-    decode_missing: bool,
+    mode: Mode,
     batch_size: int,
+    where: str | None,
+    elsewhere: Elsewhere | None,
 ) -> ReplayRun:
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from nae_monitor.detect import Correlator
     from nae_monitor.health import Health
@@ -78,7 +121,13 @@ def _replay(
     quiet_libraries()
     health = Health()
     parts = load_parts(settings, health)
-    with Progress(console=errors(), transient=True) as bar:
+    columns = (
+        "rows",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=errors(), transient=True) as bar:
         task = bar.add_task("rows", total=None)
         return replay_recordings(
             recordings,
@@ -87,8 +136,10 @@ def _replay(
             judge=parts.judge,
             correlate=Correlator(lambda: parts.rules, health),
             suppress=parts.rules.suppressions(),
-            redecode=redecode,
-            decode_missing=decode_missing,
+            mode=mode,
+            where=where,
+            identity=_identity(settings),
+            elsewhere=elsewhere,
             batch_size=batch_size,
             health=health,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
@@ -96,6 +147,48 @@ def _replay(
             manifest={"rules_sha256": parts.rules.fingerprint},
             hmac_key=content_key(settings.privacy),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """The decoder and the judge of a configuration, and its key, loaded where it is called."""
+
+    settings: Settings
+
+    def load(self, health: Health) -> tuple[Decoder, Judge]:
+        from nae_monitor.parts import load_parts
+
+        parts = load_parts(self.settings, health)
+        return parts.decoder, parts.judge
+
+    def key(self) -> bytes | None:
+        return os.environ.get(self.settings.privacy.key_env, "").encode() or None
+
+
+def _workers(
+    address: str,
+    recordings: list[str],
+    settings: Settings,
+    mode: Mode,
+    batch_size: int,
+    where: str | None,
+    content: Content,
+) -> Elsewhere:
+    from nae_monitor.recording.privacy import ContentFilter
+    from nae_monitor.replay.cluster import Job, workers
+
+    stages = _Stages(settings)
+    paths = tuple(one if "://" in one else str(Path(one).absolute()) for one in recordings)
+    key_id = ContentFilter(content, stages.key()).key_id
+    job = Job(paths, stages.load, mode, batch_size, where, content, stages.key, key_id)
+    gpus = float(settings.nla.device == "cuda")
+    return workers(job, address=None if address == "local" else address, gpus_each=gpus)
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Names what the decoder and the judge are made of."""
+    parts = repr((settings.target, settings.nla, settings.detect)).encode()
+    return {"settings_sha256": hashlib.sha256(parts).hexdigest()}
 
 
 def report(
@@ -109,60 +202,3 @@ def report(
 
     write_report(run, out)
     output().print(f"report: {out}", soft_wrap=True)
-
-
-def _as_json(run: ReplayRun, comparison: Comparison | None) -> dict[str, Any]:
-    from nae_monitor.recording import finding_to_json
-
-    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    value = fields | {"directory": str(run.directory), "dropped": dict(run.dropped)}
-    value["alerts"] = dict(run.alerts)
-    if comparison is not None:
-        value["comparison"] = {
-            "identical": comparison.identical,
-            "same": comparison.same,
-            "new": [finding_to_json(f) for f in comparison.new],
-            "gone": [finding_to_json(f) for f in comparison.gone],
-            "changed": [[finding_to_json(f) for f in pair] for pair in comparison.changed],
-        }
-    return value
-
-
-def _print(run: ReplayRun, comparison: Comparison | None) -> None:
-    console = output()
-    console.print(
-        f"{run.rows} rows: {run.judged} judged ({run.reused} on their live decoding, "
-        f"{run.decoded} decoded now), {run.findings} findings"
-    )
-    for reason, rows in run.dropped.items():
-        console.print(f"  {rows} rows not judged: {reason}")
-    if run.not_recorded:
-        console.print(
-            f"  {run.not_recorded} rows judged live are not in the recordings: "
-            "their requests are undecided, never clean"
-        )
-    if alerts := sum(run.alerts.values()):
-        held_back = run.alerts.get("repeat", 0) + run.alerts.get("overflow", 0)
-        untimed = run.alerts.get("untimed", 0)
-        note = f", {untimed} of unknown time" if untimed else ""
-        console.print(f"{alerts} alerts: {held_back} held back by suppression{note}")
-    console.print(f"run: {run.directory}", soft_wrap=True)
-    if comparison is None:
-        return
-    console.print(
-        f"compared: {comparison.same} the same, {len(comparison.new)} new, "
-        f"{len(comparison.gone)} gone, {len(comparison.changed)} changed"
-    )
-    lines = [("new", f) for f in comparison.new] + [("gone", f) for f in comparison.gone]
-    lines += [("changed", after) for _, after in comparison.changed]
-    for what, finding in lines[:SHOWN_FINDINGS]:
-        console.print(f"  {what}: {_finding(finding)}", soft_wrap=True)
-    if len(lines) > SHOWN_FINDINGS:
-        console.print(f"  and {len(lines) - SHOWN_FINDINGS} more; --json lists them all")
-
-
-def _finding(finding: Finding) -> str:
-    return (
-        f"{finding.request_id} token {finding.position} {finding.rule_name} "
-        f"{finding.severity.value} {finding.state.value}"
-    )

@@ -37,6 +37,7 @@ class Recorder:
         self._health = health
         self._blindness = blindness
         self._lost = 0
+        self._stops_lost = 0
         self._circuits = {
             what: Circuit(f"record.{what}", health, clock)
             for what in (
@@ -53,7 +54,7 @@ class Recorder:
     def renew(self) -> None:
         """Leave the files to the parent process; a forked child begins a recording of its own."""
         self._writer = None
-        self._lost = 0
+        self._lost = self._stops_lost = 0
         if self._held is not None:
             self._held = HeldRows()
 
@@ -105,7 +106,9 @@ class Recorder:
 
     def stop(self, stop: Stop) -> bool:
         """Keep a rule's wish to end a generation, or what came of it."""
-        return self._write("stops", 1, lambda w: w.write_stops([stop]))
+        taken = self._write("stops", 1, lambda w: w.write_stops([stop]))
+        self._stops_lost += not taken
+        return taken
 
     def request(self, turn: Turn, verdict: Verdict) -> bool:
         """Keep a finished turn."""
@@ -119,7 +122,8 @@ class Recorder:
 
     def close(self) -> bool:
         """Finish the recording; False where that or anything before it was refused."""
-        return self._write("ending", 1, lambda w: w.close()) and not self._lost
+        lost = self._stops_lost
+        return self._write("ending", 1, lambda w: w.close(stops_lost=lost)) and not self._lost
 
     def _write(self, what: str, amount: int, write: Callable[[RecordingWriter], None]) -> bool:
         """Whether it was taken; also True where nothing is to be recorded."""

@@ -29,6 +29,7 @@ from nae_monitor.placement.carrier import Captured, Carrier
 from nae_monitor.placement.shipper import ServingAftermath, Shipper
 from nae_monitor.records import Verdict
 from nae_monitor.screen import SamplingScreen
+from nae_monitor.screening import directions_for, screen_of
 from nae_monitor.settings import Settings
 from nae_monitor.token_text import TokenText
 from nae_monitor.verdicts import fold_verdicts
@@ -165,10 +166,13 @@ def open_outpost(
     """
     health = health or Health()
     problems = [*unfit_actions(settings)]
+    screen: SamplingScreen | None = None
     sinks: Sinks | None = None
     way: Carrier | None = None
     try:
         captured = captured or captured_by(settings)
+        directions = directions_for(settings, captured.d_model, captured.layer)
+        screen = screen_of(settings, directions)
     except ConfigurationError as error:
         problems += error.problems
     try:
@@ -180,13 +184,11 @@ def open_outpost(
             way = open_way(settings, captured, health)
         except ConfigurationError as error:
             problems += error.problems
-    if problems or sinks is None or captured is None or way is None:
+    if problems or sinks is None or captured is None or way is None or screen is None:
         if sinks is not None:
             sinks.close(1.0)
         raise ConfigurationError(problems)
-    outpost = Outpost(
-        settings, health, captured=captured, sinks=sinks, way=way, screen=_screen(settings)
-    )
+    outpost = Outpost(settings, health, captured=captured, sinks=sinks, way=way, screen=screen)
     _insist(outpost, settings)
     return outpost
 
@@ -241,12 +243,6 @@ def _way(settings: Settings, captured: Captured, health: Health) -> Carrier:
         place, mend = Mark("capture.placement ipc"), "pip install nae-monitor[ipc]"
         raise ConfigurationError([Problem(place, "pyzmq is not installed", mend)]) from error
     return Links(captured, settings.ipc, health, time.monotonic)
-
-
-def _screen(settings: Settings) -> SamplingScreen:
-    actions = settings.actions
-    extra = actions.raised_decodes_per_s if actions.raise_sampling else 0.0
-    return SamplingScreen(settings.screen, seed=settings.nla.seed, raised_decodes_per_s=extra)
 
 
 def _insist(outpost: Outpost, settings: Settings) -> None:

@@ -51,6 +51,7 @@ class Topic:
     ) -> None:
         self._captured = captured
         self._settings = settings
+        self._address = KafkaSettings(settings.bootstrap, settings.topic)
         self._health = health
         self._clock = clock
         self._circuit = Circuit("activations", health, clock)
@@ -130,8 +131,7 @@ class Topic:
 
     def unsafe(self) -> list[str]:
         """Whether the address can be one at all."""
-        address = KafkaSettings(self._settings.bootstrap, self._settings.topic)
-        return [str(problem) for problem in check(address, Mark("activations"))]
+        return [str(problem) for problem in check(self._address, Mark("activations"))]
 
     # -- Destination ----------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Topic:
         topic = self._settings.topic
         with self._circuit.guard():
             if self._producer is None:
-                self._producer = connect(self._settings.bootstrap, [topic], DELIVERY_S)
+                self._producer = connect(self._address, [topic], DELIVERY_S)
             if unknown_topics(self._producer, [topic]):
                 self.why = self.why or "the broker does not tell of the topic"
             else:

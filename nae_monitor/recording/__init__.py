@@ -13,6 +13,8 @@ Rows are buffered and written as small whole files, so a crash loses at most the
 last rotation, and the reader names the file they would have been in.
 """
 
+from nae_monitor.recording.erasure import Doomed, Erased, erase, erase_all
+from nae_monitor.recording.export import export
 from nae_monitor.recording.findings import (
     canonical_line,
     finding_from_json,
@@ -25,11 +27,16 @@ from nae_monitor.recording.stops import latest_stops
 from nae_monitor.recording.writer import RecordingWriter
 
 __all__ = [
+    "Doomed",
+    "Erased",
     "RecordedActivation",
     "Recording",
     "RecordingWriter",
     "RequestRecord",
     "canonical_line",
+    "erase",
+    "erase_all",
+    "export",
     "finding_from_json",
     "finding_sort_key",
     "finding_to_json",

@@ -69,7 +69,7 @@ class SealedTable:
         self.path = final if final.exists() else final.with_name(final.name + OPEN_SUFFIX)
         self.name = seal.file
         self.rows = seal.rows
-        self._seal = seal
+        self.seal = seal
         self._schema = schema
         with refusing(self.path):
             size = self.path.stat().st_size if self.path.exists() else -1
@@ -81,7 +81,7 @@ class SealedTable:
 
     def table(self, columns: Sequence[str] | None = None) -> Any:
         """The file as an Arrow table, columns as named."""
-        data = read_sealed(self.path, self._seal)
+        data = read_sealed(self.path, self.seal)
         with refusing(self.path):
             file = pq.ParquetFile(pa.BufferReader(data))
             if not file.schema_arrow.equals(self._schema):
@@ -240,7 +240,8 @@ def open_reference(path: Path) -> Any:
     with refusing(path):
         if path.stat().st_size > 64 * MAX_FILE_BYTES:
             raise RecordingError(f"{path}: larger than {64 * MAX_FILE_BYTES} bytes")
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        # Opened by itself, so that it may be anywhere that a recording may be.
+        file = pq.ParquetFile(path.open("rb"), page_checksum_verification=True)
         if VECTOR not in file.schema_arrow.names:
             raise RecordingError(f"{path}: has no column {VECTOR!r}")
         return file

@@ -19,6 +19,7 @@ from nae_monitor.recording.parts import (
     reference_parts,
     refusing,
 )
+from nae_monitor.recording.places import located
 from nae_monitor.recording.privacy import Content
 from nae_monitor.recording.rows import RecordedActivation, RequestRecord
 from nae_monitor.recording.schema import (
@@ -28,6 +29,7 @@ from nae_monitor.recording.schema import (
     recorded_request,
 )
 from nae_monitor.recording.sealing import (
+    ERASURE,
     FINDINGS,
     MANIFEST,
     MAX_JSON_BYTES,
@@ -45,7 +47,7 @@ from nae_monitor.recording.stops import stop_from_json
 from nae_monitor.recording.writer import FORMAT, FORMAT_VERSION
 from nae_monitor.records import Finding, Stop
 
-READABLE_VERSIONS = (1, FORMAT_VERSION)
+READABLE_VERSIONS = range(1, FORMAT_VERSION + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +68,13 @@ class Recording:
     def open(cls, path: Path | str) -> Recording:
         """Open a recording directory, or a Parquet file with an ``activation_vector`` column.
 
+        Either may be a URL that fsspec opens, if the extra ``remote`` is installed.
+
         Raises:
             RecordingError: no manifest, or anything truncated, damaged, missing or foreign;
                 names the file.
         """
-        place = Path(path)
+        place = located(path)
         if place.is_dir():
             return _open_directory(place)
         if not place.exists():
@@ -97,9 +101,17 @@ class Recording:
         return self.content != "full"
 
     @property
+    def stops_lost(self) -> int | None:
+        """Stops that never reached the recording; None where that is not known.
+
+        It is not before a recording was closed, nor of formats 1 (no stops) and 2 (none counted).
+        """
+        return None if self.totals is None else self.totals.stops_lost
+
+    @property
     def stops_recorded(self) -> bool:
         """Whether every stop is in the recording; else one that is missing is not known of."""
-        return self.manifest.get("stops_recorded") is True
+        return self.stops_lost == 0
 
     @property
     def keep(self) -> str | None:
@@ -168,7 +180,7 @@ def open_recordings(paths: Iterable[Path | str]) -> list[Recording]:
     """
     recordings: list[Recording] = []
     for given in paths:
-        path = Path(given)
+        path = located(given)
         if path.is_dir() and not (path / MANIFEST).exists():
             inner = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
             if not inner:
@@ -184,6 +196,11 @@ def _no_manifest(path: Path) -> RecordingError:
 
 
 def _open_directory(directory: Path) -> Recording:
+    if (directory / ERASURE).exists():
+        raise RecordingError(
+            f"{directory / ERASURE}: an erasure was broken off; "
+            "run `nae-monitor record erase` on it again to finish it"
+        )
     manifest, d_model, content = _read_manifest(directory)
     seals, totals = read_seals(directory / SEALS)
     withheld = content != "full"

@@ -122,7 +122,7 @@ class RotatingTable:
 
     def _encoded(self) -> bytes:
         try:
-            return _parquet(self._build(self._rows))
+            return parquet_bytes(self._build(self._rows))
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
             lost = len(self._rows)
             self._forget()  # kept, they would fail for ever and stop the recording
@@ -133,7 +133,8 @@ class RotatingTable:
         self._rows, self._bytes, self._sealed = [], 0, None
 
 
-def _parquet(table: Any) -> bytes:
+def parquet_bytes(table: Any) -> bytes:
+    """A table as one whole Parquet file of one row group."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=max(1, table.num_rows))
     return bytes(sink.getvalue().to_pybytes())

@@ -141,8 +141,9 @@ def activation_row(
     decoding: Decoding | None,
     dropped_reason: str | None,
     content: ContentFilter,
+    decoded_content: ContentFilter,
 ) -> dict[str, Any]:
-    """Every column but the vector."""
+    """Every column but the vector; ``decoded_content`` is what the explanation goes through."""
     # A row copied from a recording without content has no token to keep or to hash.
     known = activation.token_id != WITHHELD_TOKEN_ID
     token_ids = content.token_ids([activation.token_id]) if known else None
@@ -157,7 +158,7 @@ def activation_row(
         "reason": activation.reason.value,
         "scores": [(name, float(score)) for name, score in activation.scores.items()],
         "captured_unix_ns": activation.captured_unix_ns,
-        **_decoding_row(decoding, content),
+        **_decoding_row(decoding, decoded_content),
         "dropped_reason": dropped_reason,
     }
 

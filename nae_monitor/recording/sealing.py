@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ SEALS = "seals.jsonl"
 FINDINGS = "findings.jsonl"
 STOPS = "stops.jsonl"
 OPEN_SUFFIX = ".open"
+ERASURE = "erasure.json"  # what is left to do of an erasure that was broken off
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_JSON_BYTES = 1024**2  # the manifest, and any one line
 
@@ -42,6 +44,7 @@ class Totals:
     findings_sha256: str
     stops: int = 0
     stops_sha256: str = ""  # empty before format 2, which had no stops
+    stops_lost: int | None = None  # that were never taken; None: nobody knows, as before format 3
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -68,6 +71,10 @@ class LineAppender:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         self._bytes = os.fstat(self._descriptor).st_size
 
+    def lock(self) -> None:
+        """Hold the file, until it is closed, against whoever asks the same. Raises OSError."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def append(self, lines: list[str], *, sync: bool = False) -> None:
         """Append each line and a newline.
 
@@ -92,6 +99,7 @@ class LineAppender:
 
     def close(self) -> None:
         """Close the file. Raises OSError."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked child may hold it open, too
         os.close(self._descriptor)
 
 

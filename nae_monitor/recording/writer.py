@@ -40,7 +40,7 @@ from nae_monitor.recording.stops import stop_to_json
 from nae_monitor.records import Activation, Decoding, Finding, Stop
 
 FORMAT = "nae_monitor.recording"
-FORMAT_VERSION = 2  # 1 had no stops
+FORMAT_VERSION = 3  # 1 had no stops, 2 did not count those that were lost
 TORCH_TYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -57,13 +57,14 @@ class RecordingWriter:
     Args:
         directory: made if missing; must not hold a recording yet.
         manifest: JSON-able facts of the run, without content. Readers know ``model``, ``layer``
-            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from``, ``keep``
-            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`)
-            and ``stops_recorded`` (False where stops may have gone unrecorded).
+            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from`` and ``keep``
+            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`).
         d_model: width of every vector.
         vector_dtype: "float16" or "float32"; vectors are converted to it.
         content: what of prompts, outputs and decoded text is kept.
         hmac_key: needed for content "hash".
+        created_unix_ns: None: now.
+        judged_is_filtered: decodings and findings come as the content setting lets them through.
         clock: seconds, monotonic.
 
     Raises:
@@ -83,10 +84,13 @@ class RecordingWriter:
         rotate_rows: int = 2048,
         rotate_bytes: int = 16 * 1024 * 1024,
         rotate_s: float = 30.0,
+        created_unix_ns: int | None = None,
+        judged_is_filtered: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = Path(directory)
         self._content = ContentFilter(content, hmac_key)
+        self._judged_content = ContentFilter("full", None) if judged_is_filtered else self._content
         self._d_model = d_model
         self._dtype = _torch_dtype(vector_dtype, self.directory)
         self._lock = threading.Lock()
@@ -98,9 +102,9 @@ class RecordingWriter:
             "vector_dtype": vector_dtype,
             "content": content,
             "hmac_key_id": self._content.key_id,
-            "created_unix_ns": time.time_ns(),
+            "created_unix_ns": time.time_ns() if created_unix_ns is None else created_unix_ns,
         }
-        self._start({"stops_recorded": True, **manifest, **known})
+        self._start({**manifest, **known})
         limits = Limits(rotate_rows, rotate_bytes, rotate_s)
         schema = activations_schema(d_model, vector_dtype)
         self._activations = RotatingTable(
@@ -117,6 +121,9 @@ class RecordingWriter:
 
     def _start(self, manifest: Mapping[str, Any]) -> None:
         target = self.directory / MANIFEST
+        if ":/" in str(self.directory):
+            mend = "write it to a directory, and copy it once it is closed"
+            raise _refused(self.directory, "is not on this machine", mend)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -127,6 +134,7 @@ class RecordingWriter:
             self._findings = CountedAppender(self.directory / FINDINGS)
             self._stops = CountedAppender(self.directory / STOPS)
             self._seals = LineAppender(self.directory / SEALS)
+            self._seals.lock()
             part.rename(target)
             sync_directory(self.directory)
         except OSError as error:
@@ -147,7 +155,9 @@ class RecordingWriter:
             raise VectorError(
                 f"a vector of shape {list(activation.vector.shape)}, not [{self._d_model}]"
             )
-        row = activation_row(activation, decoding, dropped_reason, self._content)
+        row = activation_row(
+            activation, decoding, dropped_reason, self._content, self._judged_content
+        )
         # A copy, so that the caller may reuse its buffer.
         vector = activation.vector.detach().to("cpu", self._dtype, copy=True).numpy()
         text_bytes = len(row.get("explanation") or "") + 256
@@ -163,7 +173,8 @@ class RecordingWriter:
 
     def write_findings(self, findings: Iterable[Finding]) -> None:
         """Append findings. Raises OSError: none of them was taken."""
-        lines = [canonical_line(finding_to_json(withheld(f, self._content))) for f in findings]
+        content = self._judged_content
+        lines = [canonical_line(finding_to_json(withheld(f, content))) for f in findings]
         if lines:
             with self._lock:
                 self._findings.append(lines)
@@ -187,8 +198,12 @@ class RecordingWriter:
             self._activations.rotate()
             self._requests.rotate()
 
-    def close(self) -> None:
-        """Finish every file and write the totals. Idempotent; raises OSError and may be retried."""
+    def close(self, *, stops_lost: int | None = 0) -> None:
+        """Finish every file and write the totals. Idempotent; raises OSError and may be retried.
+
+        Args:
+            stops_lost: stops that :meth:`write_stops` never took; None where nobody knows.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -201,6 +216,7 @@ class RecordingWriter:
                 findings_sha256=self._findings.sha256,
                 stops=self._stops.count,
                 stops_sha256=self._stops.sha256,
+                stops_lost=stops_lost,
             )
             self._findings.sync()
             self._stops.sync()

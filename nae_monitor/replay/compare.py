@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nae_monitor.recording import (
     finding_to_json,
 )
 from nae_monitor.records import Finding
+from nae_monitor.replay.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,14 @@ class Comparison:
 def compare(before: Path | str, after: Path | str) -> Comparison:
     """Compare the findings of two run directories.
 
-    A finding is the same row's answer to the same rule: (request id, position, rule id).
+    A finding is the same row's answer to the same rule: (request id, position, rule id). Where
+    ``after`` was replayed with a filter, only rows that it let through are compared.
 
     Raises:
         RecordingError: either run cannot be read.
     """
-    old, new = _by_key(before), _by_key(after)
+    later = Recording.open(after)
+    old, new = _by_key(Scope(later).findings(Recording.open(before))), _by_key(later.findings())
     added: list[Finding] = []
     gone: list[Finding] = []
     changed: list[tuple[Finding, Finding]] = []
@@ -60,8 +64,8 @@ def _line(finding: Finding) -> str:
     return canonical_line(finding_to_json(finding))
 
 
-def _by_key(path: Path | str) -> dict[tuple[str, int, str], list[Finding]]:
+def _by_key(findings: Iterable[Finding]) -> dict[tuple[str, int, str], list[Finding]]:
     found: dict[tuple[str, int, str], list[Finding]] = defaultdict(list)
-    for finding in sorted(Recording.open(path).findings(), key=finding_sort_key):
+    for finding in sorted(findings, key=finding_sort_key):
         found[(finding.request_id, finding.position, finding.rule_id)].append(finding)
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,12 @@ from nae_monitor.replay.index import Row
 from nae_monitor.replay.ports import Decoder
 
 COMPONENT = "replay.decode"
+DECODE_FAILED = "decode_failed"
+
+
+Mode = Literal["live", "missing", "redecode", "rescore"]
+"""Which rows are decoded: ``live`` those whose live decoding was withheld, ``missing`` also those
+never decoded, ``redecode`` all of them, ``rescore`` none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class Decoded:
 
     decodings: Mapping[int, Decoding]
     dropped: Mapping[int, str]
-    reused: int  # of the decodings: made live
+    reused: frozenset[int]  # of the decodings: made live
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +37,7 @@ class RowDecoder:
     """Gives each row the decoding it is to be judged on."""
 
     decoder: Decoder | None
-    redecode: bool
-    decode_missing: bool
+    mode: Mode
     batch_size: int
     health: Health
 
@@ -46,26 +52,28 @@ class RowDecoder:
         wanted: list[int] = []
         for number, row in enumerate(piece):
             live = row.recorded.readable_decoding
-            if live is not None and not self.redecode:
+            if live is not None and self.mode != "redecode":
                 decodings[number] = live
             elif (reason := self._undecodable(row)) is not None:
                 dropped[number] = reason
             else:
                 wanted.append(number)
-        reused = len(decodings)
+        reused = frozenset(decodings)
         for start in range(0, len(wanted), self.batch_size):
             batch = wanted[start : start + self.batch_size]
             results = self._batch([piece[number] for number in batch])
             if results is None:
-                dropped.update(dict.fromkeys(batch, "decode_failed"))
+                dropped.update(dict.fromkeys(batch, DECODE_FAILED))
             else:
                 decodings.update(zip(batch, results, strict=True))
         return Decoded(decodings, dropped, reused)
 
     def _undecodable(self, row: Row) -> str | None:
         """Why a row is not handed to the decoder; None if it is."""
-        if row.recorded.decoding is None and not (self.decode_missing or self.redecode):
+        if row.recorded.decoding is None and self.mode in ("live", "rescore"):
             return row.recorded.dropped_reason or "not_decoded"
+        if self.mode == "rescore":
+            return "withheld"
         if self.decoder is None:
             return "no_decoder"
         activation = row.recorded.activation
@@ -95,4 +103,5 @@ class RowDecoder:
         decodings = self.decoder.decode(vectors)
         if len(decodings) != len(rows):
             raise EngineError(f"{len(decodings)} decodings for {len(rows)} vectors")
-        return decodings
+        # How long it took is no fact about the row, and would differ from run to run.
+        return [replace(decoding, seconds=0.0) for decoding in decodings]

@@ -11,6 +11,8 @@ import numpy as np
 from nae_monitor.recording import RecordedActivation, Recording, RequestRecord
 from nae_monitor.recording.parts import ActivationPart
 from nae_monitor.records import Request
+from nae_monitor.replay.kept import KeptRows
+from nae_monitor.replay.selection import Selection
 
 # Recording, request id and start: a request id has several turns where a conversation goes on.
 _Turn = tuple[int, str, int]
@@ -29,12 +31,23 @@ class Row:
 class RowIndex:
     """Twenty-odd bytes a row: which file and row holds the i-th row in replay order.
 
+    ``kept`` is told of the rows that ``selection`` leaves out.
+
     Raises:
         RecordingError: any file that cannot be read.
     """
 
-    def __init__(self, recordings: Sequence[Recording]) -> None:
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        selection: Selection | None = None,
+        kept: KeptRows | None = None,
+    ) -> None:
         self._recordings = recordings
+        self._selection = selection
+        self._selected: set[tuple[int, str]] = set()  # requests with a row that is let through
+        self._refused: set[tuple[int, str]] = set()  # those with one that is not
+        masks = None if selection is None else self._select(recordings, selection, kept)
         self._parts = [
             (number, part)
             for number, recording in enumerate(recordings)
@@ -46,10 +59,41 @@ class RowIndex:
             for part in recording.request_parts
         ]
         self._order, self._of_part, self._of_row = _sorted_rows(self._parts)
+        if masks is not None:
+            self._order = self._order[masks[self._order]]
         self._requests, self._latest = self._find_requests()
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def _select(
+        self, recordings: Sequence[Recording], selection: Selection, kept: KeptRows | None
+    ) -> Any:
+        """Whether each row is let through, in the order of files and rows."""
+        masks = [np.empty(0, bool)]
+        for number, recording in enumerate(recordings):
+            left_out: dict[tuple[str, int], list[int]] = {}
+            for part in recording.activation_parts:
+                mask, rows = selection.rows(number, part)
+                masks.append(mask)
+                for row, taken in zip(rows, mask, strict=True):
+                    place = number, row["request_id"]
+                    (self._selected if taken else self._refused).add(place)
+                    if not taken:
+                        turn = row["request_id"], row["started_unix_ns"] or 0
+                        counts = left_out.setdefault(turn, [0, 0])
+                        counts[0] += 1
+                        counts[1] += bool(row["decoded"])
+            for turn, (count, decoded) in left_out.items():
+                if kept is not None and (number, turn[0]) in self._selected:
+                    kept.leave_out(number, turn, count, decoded)
+        return np.concatenate(masks)
+
+    def _takes(self, number: int, record: RequestRecord) -> bool:
+        place = number, record.request.request_id
+        if self._selection is None or place in self._selected:
+            return True
+        return place not in self._refused and self._selection.takes(number, record)
 
     def _find_requests(self) -> tuple[dict[_Turn, tuple[int, int]], dict[tuple[int, str], _Turn]]:
         """The place of each turn's record, and the latest turn of each request."""
@@ -69,12 +113,21 @@ class RowIndex:
         turn = number, request.request_id, request.started_unix_ns
         return turn if turn in self._requests else self._latest.get(turn[:2])
 
-    def pieces(self, piece_bytes: int) -> Iterator[list[Row]]:
-        """Every row in order, as lists of at most about ``piece_bytes``."""
+    def pieces(self, piece_bytes: int, part_rows: int = 1) -> Iterator[list[Row]]:
+        """Every row in order, as lists of about ``piece_bytes`` and whole parts of rows."""
         width = max((recording.d_model for recording in self._recordings), default=1)
-        size = max(1, piece_bytes // (4 * width + ROW_OVERHEAD_BYTES))
+        size = piece_bytes // (4 * width + ROW_OVERHEAD_BYTES)
+        size = max(1, size // part_rows) * part_rows
         for start in range(0, len(self._order), size):
             yield self._load(self._order[start : start + size])
+
+    def parts(self, part_rows: int) -> int:
+        """How many parts of ``part_rows`` rows there are."""
+        return -(-len(self._order) // part_rows)
+
+    def part(self, number: int, part_rows: int) -> list[Row]:
+        """The rows of one part, from 0."""
+        return self._load(self._order[number * part_rows : (number + 1) * part_rows])
 
     def _load(self, rows: Any) -> list[Row]:
         loaded: dict[int, tuple[RecordedActivation, int]] = {}
@@ -109,7 +162,8 @@ class RowIndex:
         """Every request record that counts, one file in memory at a time, in recorded order."""
         for index, (number, part) in enumerate(self._request_parts):
             for row, record in enumerate(self._recordings[number].requests_of(part)):
-                if self._requests[_turn_of(number, record)] == (index, row):
+                counts = self._requests[_turn_of(number, record)] == (index, row)
+                if counts and self._takes(number, record):
                     yield number, record
 
 

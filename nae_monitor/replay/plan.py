@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,18 @@ from typing import Any
 from nae_monitor.errors import RecordingError
 from nae_monitor.recording import Recording, RecordingWriter
 from nae_monitor.recording.privacy import Content
+from nae_monitor.recording.sealing import MANIFEST, SEALS, read_bytes
 from nae_monitor.replay.ports import Decoder
+from nae_monitor.version import __version__
 
-_OF_ONE_WRITER = ("format", "format_version", "created_unix_ns", "hmac_key_id", "content")
+_OF_ONE_WRITER = (
+    "format",
+    "format_version",
+    "created_unix_ns",
+    "hmac_key_id",
+    "content",
+    "stops_recorded",  # of format 2
+)
 
 
 def refuse_mismatch(
@@ -76,10 +87,10 @@ def new_recording(
     recordings: Sequence[Recording],
     decoder: Decoder | None,
     manifest: Mapping[str, Any],
-    content: Content | None,
+    content: Content,
     hmac_key: bytes | None,
 ) -> RecordingWriter:
-    """The recording that a replay of ``recordings`` writes; content None: their strictest.
+    """The recording that a replay of ``recordings`` writes, dated as the newest of them.
 
     Raises:
         ConfigurationError: the directory cannot be written, or holds a recording.
@@ -89,9 +100,47 @@ def new_recording(
         manifest=run_manifest(recordings, decoder, manifest),
         d_model=recordings[0].d_model,
         vector_dtype=common_dtype(recordings),
-        content=content or common_content(recordings),
+        content=content,
         hmac_key=hmac_key,
+        # The same replay is the same bytes, whenever it is made and however long it takes.
+        rotate_s=math.inf,
+        created_unix_ns=max(_created_unix_ns(recording) for recording in recordings),
+        judged_is_filtered=True,
     )
+
+
+def _created_unix_ns(recording: Recording) -> int:
+    created = recording.manifest.get("created_unix_ns")
+    return created if isinstance(created, int) else 0
+
+
+def resume_plan(
+    recordings: Sequence[Recording],
+    decoder: Decoder | None,
+    facts: Mapping[str, Any],
+    options: Sequence[Any],
+    configuration: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that the outcome of a replay depends on: what a journal must agree with."""
+    return {
+        "nae_monitor": __version__,
+        "recordings": [_source(recording) for recording in recordings],
+        "manifest": dict(facts),
+        "nla": None if decoder is None else decoder.nla_id,
+        "options": list(options),
+        "configuration": dict(configuration),
+    }
+
+
+def _source(recording: Recording) -> dict[str, Any]:
+    """What must not change under a replay that is broken off and goes on."""
+    names = [recording.path / MANIFEST, recording.path / SEALS] if recording.manifest else []
+    return {
+        "path": str(recording.path),
+        "sha256": [hashlib.sha256(read_bytes(name)).hexdigest() for name in names],
+        "parts": [[part.name, part.rows] for part in recording.activation_parts],
+        "bytes": None if names else recording.path.stat().st_size,
+    }
 
 
 def run_manifest(
@@ -116,5 +165,10 @@ def run_manifest(
         }
         for recording in recordings
     ]
-    stops = all(recording.stops_recorded for recording in recordings)
-    return {**shared, "replayed_from": sources, "stops_recorded": stops, **given}
+    return {**shared, "replayed_from": sources, **given}
+
+
+def stops_lost(recordings: Sequence[Recording]) -> int | None:
+    """Stops that none of the recordings took; None where one of them does not know."""
+    lost = [recording.stops_lost for recording in recordings]
+    return None if None in lost else sum(count for count in lost if count is not None)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nae_monitor.detect import Sample
 from nae_monitor.detect.response import Suppression
 from nae_monitor.health import Health
 from nae_monitor.recording import (
@@ -19,35 +18,29 @@ from nae_monitor.recording import (
     RequestRecord,
     finding_sort_key,
     open_recordings,
-    transcript_for,
 )
-from nae_monitor.recording.privacy import Content
-from nae_monitor.records import Decoding, Finding, Transcript, VerdictState
+from nae_monitor.recording.privacy import Content, ContentFilter
+from nae_monitor.records import Activation, Finding, VerdictState
 from nae_monitor.replay.alerts import ReplayedAlerts
 from nae_monitor.replay.correlation import correlated
-from nae_monitor.replay.decoding import RowDecoder
+from nae_monitor.replay.decoding import Mode, RowDecoder
 from nae_monitor.replay.index import Row, RowIndex
-from nae_monitor.replay.kept import NOT_RECORDED, KeptRows
-from nae_monitor.replay.plan import new_recording, refuse_mismatch
+from nae_monitor.replay.journal import Journal, Judged
+from nae_monitor.replay.judging import PART_ROWS, Elsewhere, JudgedParts, RowJudge
+from nae_monitor.replay.kept import NOT_RECORDED, NOT_SELECTED, KeptRows
+from nae_monitor.replay.outcome import OfRequest, ReplayRun
+from nae_monitor.replay.plan import (
+    common_content,
+    new_recording,
+    refuse_mismatch,
+    resume_plan,
+    stops_lost,
+)
 from nae_monitor.replay.ports import Conclude, Correlate, Decoder, Judge, Progress
+from nae_monitor.replay.selection import Selection
 from nae_monitor.replay.verdicts import cautious_verdict
 
 PIECE_BYTES = 128 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayRun:
-    """What a replay did. ``rows = judged + the sum of dropped``."""
-
-    directory: Path
-    rows: int
-    reused: int  # judged on the decoding made live
-    decoded: int  # decoded now
-    judged: int
-    findings: int
-    dropped: Mapping[str, int]  # rows by reason
-    alerts: Mapping[str, int] = field(default_factory=dict)  # by fate; empty where not asked for
-    not_recorded: int = 0  # rows judged live that the recordings do not hold; of finished requests
 
 
 def replay(
@@ -56,8 +49,7 @@ def replay(
     *,
     decoder: Decoder | None,
     judge: Judge,
-    redecode: bool = False,
-    decode_missing: bool = True,
+    mode: Mode = "missing",
     batch_size: int = 16,
     health: Health | None = None,
     progress: Progress | None = None,
@@ -67,22 +59,28 @@ def replay(
     content: Content | None = None,
     hmac_key: bytes | None = None,
     piece_bytes: int = PIECE_BYTES,
+    part_rows: int = PART_ROWS,
+    where: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
     correlate: Correlate | None = None,
     suppress: Mapping[str, Suppression] | None = None,
 ) -> ReplayRun:
     """Judge recorded activations again, and write the outcome as a new recording.
 
     Rows go in the order of (request id, position), findings are written in that order. A row
-    whose decoding was recorded in the clear is judged on it; others are decoded. Without
-    ``redecode`` and with ``decode_missing=False``, a recording judged by its own rules gives
-    its own findings, byte for byte: with ``decode_missing`` rows that were dropped live are
-    looked at after all, which can only add findings.
+    whose decoding was recorded in the clear is judged on it, others as ``mode`` says. With mode
+    "live" a recording judged by its own rules gives its own findings, byte for byte; with
+    "missing" rows that were dropped live are looked at after all, which can only add findings.
+
+    Called again after it was broken off, however that was, it goes on where it had come to, and
+    the run is the same, byte for byte, as one made at once.
 
     Args:
         paths: recordings, directories of recordings, or Parquet files with activation vectors.
-        run_directory: the new recording; must not exist as one.
+        run_directory: the new recording; must not exist as one, but for a replay broken off.
         decoder: None where there is no NLA at hand: rows without a decoding are dropped.
-        redecode: decode every row again.
+        mode: which rows are decoded; see :data:`nae_monitor.replay.decoding.Mode`.
         batch_size: vectors a decode call.
         progress: called with (rows done, rows in all).
         conclude: the verdict policy; by default no request becomes clean that was not.
@@ -91,6 +89,12 @@ def replay(
         content: None: that of the recordings, the strictest where they differ.
         hmac_key: needed to write content "hash".
         piece_bytes: how much of the recordings may be in memory at a time.
+        part_rows: rows that are kept together; at most so many are done again after a kill.
+        where: which rows, as an expression; see :mod:`nae_monitor.replay.where`. None: all.
+        identity: what the judge and the decoder were made of, JSON-able. A replay broken off goes
+            on only under the same.
+        elsewhere: who decodes and judges in place of this process; see
+            :mod:`nae_monitor.replay.cluster`.
         correlate: the aggregation rules. Where one of them groups several requests, findings and
             request records stay in memory until the last row is judged.
         suppress: suppression by rule id. Where given, the run directory gets ``alerts.jsonl``:
@@ -103,51 +107,57 @@ def replay(
     """
     recordings = open_recordings(paths)
     refuse_mismatch(recordings, decoder, model)
-    index = RowIndex(recordings)
+    kept = KeptRows()
+    index = RowIndex(recordings, None if where is None else Selection(where, recordings), kept)
     health = health or Health()
-    work = _Replay(
-        RowDecoder(decoder, redecode, decode_missing, max(1, batch_size), health),
-        judge,
-        health,
-        new_recording(run_directory, recordings, decoder, manifest or {}, content, hmac_key),
-        conclude or cautious_verdict,
-        correlate,
-        ReplayedAlerts(suppress) if suppress is not None else None,
-    )
-    work.run(recordings, index, piece_bytes, progress)
-    return work.outcome()
-
-
-@dataclass(slots=True)
-class _OfRequest:
-    """What replay gathers on one request, over all its turns."""
-
-    records: dict[int, RequestRecord] = field(default_factory=dict)  # by start, in Unix ns
-    findings: list[Finding] = field(default_factory=list)
-    judged: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    undone: Counter[str] = field(default_factory=Counter)  # live drops that were judged now
-    samples: list[Sample] = field(default_factory=list)  # what aggregation rules look at
+    content = content or common_content(recordings)
+    shown = ContentFilter(content, hmac_key)
+    facts = {**(manifest or {}), **({} if where is None else {"where": where})}
+    options = [mode, batch_size, part_rows, content, shown.key_id, model]
+    plan = resume_plan(recordings, decoder, facts, options, identity or {})
+    journal = Journal(Path(run_directory), plan)
+    try:
+        rows = RowDecoder(decoder, mode, max(1, batch_size), health)
+        work = _Replay(
+            JudgedParts(
+                RowJudge(rows, judge, health, shown),
+                journal,
+                part_rows,
+                None if elsewhere is None else elsewhere(journal.parts, index.parts(part_rows)),
+            ),
+            health,
+            new_recording(run_directory, recordings, decoder, facts, content, hmac_key),
+            conclude or cautious_verdict,
+            correlate,
+            ReplayedAlerts(suppress) if suppress is not None else None,
+            kept,
+        )
+        work.run(recordings, index, piece_bytes, progress)
+        outcome = work.outcome()
+    except BaseException:
+        journal.close()
+        raise
+    journal.finish()
+    return outcome
 
 
 @dataclass(slots=True)
 class _Replay:
     """The mutable state of one replay."""
 
-    rows: RowDecoder
-    judge: Judge
+    parts: JudgedParts
     health: Health
     writer: RecordingWriter
     conclude: Conclude
     correlate: Correlate | None
-    alerts: ReplayedAlerts | None = None
-    _waiting: list[dict[int, _OfRequest]] = field(default_factory=list)
-    _current: dict[int, _OfRequest] = field(default_factory=dict)  # by recording
+    alerts: ReplayedAlerts | None
+    kept: KeptRows
+    _waiting: list[dict[int, OfRequest]] = field(default_factory=list)
+    _current: dict[int, OfRequest] = field(default_factory=dict)  # by recording
     _current_id: str | None = None
     _concluded: set[tuple[int, str, int]] = field(default_factory=set)
     _counts: Counter[str] = field(default_factory=Counter)
     _dropped: Counter[str] = field(default_factory=Counter)
-    _kept: KeptRows = field(default_factory=KeptRows)
 
     def run(
         self,
@@ -160,66 +170,57 @@ class _Replay:
         stops = [tuple(recording.stops()) for recording in recordings]  # damage shows at once
         with self.writer:
             done = 0
-            for piece in index.pieces(piece_bytes):
-                self.take(piece)
-                done += len(piece)
-                if progress is not None:
-                    progress(done, len(index))
+            for piece in index.pieces(piece_bytes, self.parts.part_rows):
+                for part in self.parts.judged(piece):
+                    self.take(part)
+                    done += len(part)
+                    if progress is not None:
+                        progress(done, len(index))
             self.finish(index.requests())
             for found in stops:
                 self.writer.write_stops(found)
+            self.writer.close(stops_lost=stops_lost(recordings))
 
-    def take(self, piece: Sequence[Row]) -> None:
-        """Decode and judge rows in replay order."""
-        decoded = self.rows.decode(piece)
-        self._counts["reused"] += decoded.reused
-        self._counts["decoded"] += len(decoded.decodings) - decoded.reused
-        numbered = list(enumerate(piece))
-        for (request_id, _), places in groupby(numbered, key=lambda item: _place(item[1])):
+    def take(self, part: Sequence[tuple[Row, Judged]]) -> None:
+        """Take judged rows in replay order."""
+        for (request_id, _), rows in groupby(part, key=lambda item: _place(item[0])):
             if request_id != self._current_id:
                 self._conclude_current()
                 self._current_id = request_id
-            for number, row in places:
-                self._row(row, decoded.decodings.get(number), decoded.dropped.get(number))
+            for row, judged in rows:
+                self._row(row, judged)
 
-    def _row(self, row: Row, decoding: Decoding | None, reason: str | None) -> None:
+    def _row(self, row: Row, judged: Judged) -> None:
         recorded = row.recorded
-        request = self._current.setdefault(row.recording, _OfRequest())
+        request = self._current.setdefault(row.recording, OfRequest())
         if row.request is not None:
             request.records[row.request.request.started_unix_ns] = row.request
-        findings: tuple[Finding, ...] | None = None
-        if decoding is not None:
-            findings = self._judge(row, decoding)
-            reason = None if findings is not None else "judge_failed"
         request_id = recorded.activation.request.request_id
-        self._kept.saw(row.recording, recorded)
-        if findings is None:
-            reason = reason or "not_decoded"
+        self.kept.saw(row.recording, recorded)
+        if judged.findings is None:
+            reason = judged.reason or "not_decoded"
             request.dropped[reason] += 1
             self._dropped[reason] += 1
             self.health.count(f"dropped.{reason}", request_id=request_id)
         else:
-            request.judged += 1
-            request.findings.extend(findings)
-            if self.alerts is not None:
-                self.alerts.judged(recorded.activation, findings)
-            if self.correlate is not None:
-                request.samples.append(self.correlate.sample(recorded.activation, findings))
-            self.health.count("tokens.judged", request_id=request_id)
+            self._judged(recorded.activation, judged.findings, request)
         if recorded.dropped_reason is not None:
             request.undone[recorded.dropped_reason] += 1
         self._counts["rows"] += 1
-        self.writer.write_activation(recorded.activation, decoding, reason)
+        if judged.decoding is not None:
+            self._counts["reused" if judged.reused else "decoded"] += 1
+        self.writer.write_activation(recorded.activation, judged.decoding, judged.reason)
 
-    def _judge(self, row: Row, decoding: Decoding) -> tuple[Finding, ...] | None:
-        activation = row.recorded.activation
-        transcript = transcript_for(row.request, activation.position)
-        if row.request is None and row.recorded.context_text is not None:
-            transcript = Transcript(row.recorded.context_text, "")
-        findings: tuple[Finding, ...] | None = None
-        with self.health.guard("replay.judge"):
-            findings = self.judge.judge(activation, decoding, transcript)
-        return findings
+    def _judged(
+        self, activation: Activation, findings: tuple[Finding, ...], request: OfRequest
+    ) -> None:
+        request.judged += 1
+        request.findings.extend(findings)
+        if self.alerts is not None:
+            self.alerts.judged(activation, findings)
+        if self.correlate is not None:
+            request.samples.append(self.correlate.sample(activation, findings))
+        self.health.count("tokens.judged", request_id=activation.request.request_id)
 
     def _conclude_current(self) -> None:
         if self._current:
@@ -249,14 +250,16 @@ class _Replay:
         self.writer.write_findings(ordered)
         self._counts["findings"] += len(ordered)
 
-    def _write_request(self, number: int, record: RequestRecord, request: _OfRequest) -> None:
+    def _write_request(self, number: int, record: RequestRecord, request: OfRequest) -> None:
+        left_out = self.kept.left_out(number, record)
         state, reasons = self.conclude(
-            record, tuple(request.findings), sum(request.dropped.values())
+            record, tuple(request.findings), sum(request.dropped.values()) + left_out
         )
         dropped = Counter(record.coverage.dropped_tokens)
+        dropped[NOT_SELECTED] += left_out
         dropped.subtract(request.undone)
         dropped.update(request.dropped)
-        if lacking := self._kept.lacking(number, record):
+        if lacking := self.kept.lacking(number, record, request.records.values()):
             dropped[NOT_RECORDED] += lacking
             if state is not VerdictState.ALERT:
                 state = VerdictState.UNDECIDED
@@ -277,7 +280,7 @@ class _Replay:
             of_request = record.request
             turn = number, of_request.request_id, of_request.started_unix_ns
             if turn not in self._concluded:
-                rest = _OfRequest()
+                rest = OfRequest()
                 if self.correlate is not None:
                     rest.findings.extend(self.correlate.ended(of_request))
                 self._write_findings(rest.findings)
@@ -294,7 +297,7 @@ class _Replay:
             findings=self._counts["findings"],
             dropped=MappingProxyType(dict(sorted(self._dropped.items()))),
             alerts=self.alerts.write(self.writer.directory) if self.alerts is not None else {},
-            not_recorded=self._kept.lacking_rows,
+            not_recorded=self.kept.lacking_rows,
         )
 
 

@@ -53,6 +53,8 @@ class SamplingScreen:
     chosen by chance stays free of bias.
     """
 
+    _reason = SampleReason.EVERY_N  # of rows that were wanted for a reason of their own
+
     def __init__(
         self,
         settings: ScreenSettings,
@@ -73,13 +75,26 @@ class SamplingScreen:
     def choose(self, batch: RowBatch) -> list[Choice]:
         """See :class:`Screen`; each row is chosen at most once."""
         positions = np.asarray(batch.positions, dtype=np.int64)
+        return self._choose(batch, np.flatnonzero(positions % self._every_n_tokens == 0))
+
+    def _choose(self, batch: RowBatch, preferred: NDArray[np.int64]) -> list[Choice]:
+        """Buy what the budget allows of ``preferred`` rows and of some by chance."""
         with self._lock:
-            at_random = self._random.random(len(positions)) < self._random_rate
-            candidates = np.flatnonzero(at_random | (positions % self._every_n_tokens == 0))
-            self._random.shuffle(candidates)
+            at_random = self._random.random(len(batch.positions)) < self._random_rate
+            candidates = self._candidates(preferred, at_random)
             bought = list(self._buy(batch, candidates, at_random))
             bought += self._buy_raised(batch, {choice.row for choice in bought})
-            return sorted(bought, key=lambda choice: choice.row)
+        return sorted(bought, key=lambda choice: choice.row)
+
+    def _candidates(
+        self, preferred: NDArray[np.int64], at_random: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Rows to try to buy, in that order."""
+        wanted = at_random.copy()
+        wanted[preferred] = True
+        candidates = np.flatnonzero(wanted)
+        self._random.shuffle(candidates)
+        return candidates
 
     def raise_sampling(self, scope: Scope, value: str, rate: float, tokens: int) -> bool:
         """Decode about ``rate`` of the next ``tokens`` of a request, session or tenant.
@@ -115,7 +130,7 @@ class SamplingScreen:
             if (index, random) in refused:
                 continue
             if self._budget.buy(batch.requests[index].request_id, random=random):
-                yield Choice(row, SampleReason.RANDOM if random else SampleReason.EVERY_N)
+                yield Choice(row, SampleReason.RANDOM if random else self._reason)
             else:
                 refused.add((index, random))
 

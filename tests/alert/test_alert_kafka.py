@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_parts import Broker, make_alert, make_policy, wait_until
+from alert_parts import Broker, entry, make_alert, make_policy, wait_until
 
 from nae_monitor.alert import build_sinks
 from nae_monitor.alert.event import occurrence_id, to_event
 from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_address import check, outbox_path
 from nae_monitor.alert.outbox import Outbox
+from nae_monitor.alert.outbox_rows import Entry
 from nae_monitor.alert.tail import KafkaTail, consume_kafka
 from nae_monitor.errors import ConfigurationError, InputDataError, Mark
 from nae_monitor.health import Health
@@ -25,6 +26,7 @@ from nae_monitor.records import Severity
 from nae_monitor.settings import AlertSettings, KafkaSettings, PrivacySettings, SinkSettings
 
 TOPIC = "nae.alerts"
+BIG_BYTES = 64 * 1024 * 1024
 
 
 def sink_for(
@@ -52,7 +54,9 @@ def test_delivers_in_order_with_the_headers_and_key_of_the_contract(
     for alert in alerts:
         sink.emit(alert)
     assert sink.close(20)
-    assert sink.stats() == {"accepted": 300, "delivered": 300, "pending": 0}
+    counts = sink.stats()
+    assert (counts["accepted"], counts["delivered"], counts["pending"]) == (300, 300, 0)
+    assert (counts["outbox_events"], counts["outbox_bytes"]) == (0, 0)
     found = list(consume_kafka(broker.bootstrap, TOPIC, timeout_s=1.0))
     assert [a.id for a in found] == [occurrence_id(a) for a in alerts]
     policy = make_policy()
@@ -186,14 +190,14 @@ def test_a_forked_child_sends_through_the_sink_it_inherited(
 
 def test_a_child_forked_in_the_middle_of_commits_can_use_its_outbox(tmp_path: Path) -> None:
     """SQLite's own mutex, held by another thread at the fork, would hang the child."""
-    outbox, stop = Outbox(tmp_path / "o.sqlite", 1000), threading.Event()
+    outbox, stop = Outbox(tmp_path / "o.sqlite", BIG_BYTES), threading.Event()
 
     def commit() -> None:
         while not stop.is_set():
             outbox.add(events(Severity.LOW))
 
     def child() -> None:
-        Outbox(tmp_path / "child.sqlite", 10).add(events(Severity.LOW))
+        Outbox(tmp_path / "child.sqlite", BIG_BYTES).add(events(Severity.LOW))
         os._exit(0)
 
     thread = threading.Thread(target=commit)
@@ -264,36 +268,20 @@ def test_the_default_outbox_differs_by_brokers_and_topic() -> None:
     assert len({outbox_path(s) for s in settings}) == 3
 
 
-def events(*severities: Severity) -> list[Any]:
-    policy = make_policy()
-    return [
-        to_event(policy.redact(make_alert(n, severity=s)), policy) for n, s in enumerate(severities)
-    ]
-
-
-def test_a_full_outbox_lets_the_lowest_severity_go_first_and_never_what_is_in_flight(
-    tmp_path: Path,
-) -> None:
-    outbox = Outbox(tmp_path / "o.sqlite", 3)
-    low, high = Severity.LOW, Severity.CRITICAL
-    assert outbox.add(events(low, high, low)) == 0
-    assert outbox.add(events(high), keep_up_to=1) == 1
-    assert [row.row_id for row in outbox.after(0, 10)] == [1, 2, 4]
-    assert outbox.add(events(low), keep_up_to=4) == 1
-    assert [row.row_id for row in outbox.after(0, 10)] == [1, 2, 4]
-    outbox.close()
+def events(*severities: Severity) -> list[Entry]:
+    return [entry(n, severity=severity) for n, severity in enumerate(severities)]
 
 
 def test_a_second_process_takes_its_own_file_and_the_next_start_adopts_it(tmp_path: Path) -> None:
     path = tmp_path / "o.sqlite"
-    first, second = Outbox(path, 10), Outbox(path, 10)
+    first, second = Outbox(path, BIG_BYTES), Outbox(path, BIG_BYTES)
     assert (first.path.name, second.path.name) == ("o.sqlite", "o.1.sqlite")
     first.add(events(Severity.LOW))
     second.add(events(Severity.LOW, Severity.HIGH))
     first.close()
     second.close()
-    third = Outbox(path, 10)
-    assert (third.recovered, third.depth()) == (3, 3)
+    third = Outbox(path, BIG_BYTES)
+    assert (third.recovered, third.events) == (3, 3)
     assert (path.stat().st_mode & 0o777) == 0o600
     third.close()
 

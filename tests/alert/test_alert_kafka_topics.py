@@ -47,6 +47,18 @@ def test_topics_that_are_unknown_together_are_found_out_together() -> None:
     assert [topics.now(name)[1] for name in topics.names] == [False, True, True]
 
 
+def test_a_topic_that_refuses_this_client_is_left_at_once_and_the_sinks_own_never() -> None:
+    clock = ManualClock()
+    topics = RouteTopics(SETTINGS, clock)
+    assert topics.refused("nae.oncall")
+    assert topics.now("nae.oncall") == ("nae.alerts", True)
+    assert not topics.refused("nae.oncall")  # known already
+    assert not topics.refused("nae.alerts")
+    assert topics.now("") == ("nae.alerts", False)
+    clock.advance(AVOID_S)
+    assert topics.now("nae.oncall") == ("nae.oncall", False)
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*RouteTopics(SETTINGS).names, "taken"]), max_size=20))
 def test_only_so_many_failures_in_a_row_leave_a_topic(events: list[str]) -> None:
@@ -90,7 +102,7 @@ def test_while_the_brokers_are_away_no_topic_is_blamed_and_the_producer_goes_on_
 @pytest.mark.live
 def test_one_wait_brings_the_metadata_of_every_topic(broker: Broker) -> None:
     names = RouteTopics(SETTINGS).names
-    producer = connect(broker.bootstrap, names, 10.0)
+    producer = connect(KafkaSettings(broker.bootstrap), names, 10.0)
     try:
         wait_until(lambda: not unknown_topics(producer, names), 120.0)  # none was sent to
         assert unknown_topics(producer, ["nae.other"]) == ["nae.other"]

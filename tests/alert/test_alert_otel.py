@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from alert_parts import (
     CANARIES,
+    Collector,
     OtlpReceiver,
     free_port,
     make_alert,
@@ -33,6 +34,8 @@ from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Request, TraceRef
 from nae_monitor.settings import AlertSettings, OtelSettings, PrivacySettings, SinkSettings
+
+ALERT_ID = "nae.alert.id"
 
 
 class HostProviders:
@@ -247,6 +250,24 @@ def test_alerts_of_an_absent_collector_wait_and_are_delivered_when_it_comes(
         assert sink.close(10)
     finally:
         receiver.server.stop(0).wait()
+
+
+def test_every_alert_of_two_outages_of_a_real_collector_arrives(
+    sleeping_collector: Collector, receiver: OtlpReceiver, health: Health
+) -> None:
+    sink = OtelSink(OtelSettings(sleeping_collector.url), make_policy(), health)
+    for number in range(6):
+        sink.emit(make_alert(number))
+        if number in (2, 5):  # nobody was there for these three
+            wait_until(lambda: sink._retry_at_s > 0)
+            sleeping_collector.start()
+            wait_until(lambda n=number: sink.stats()["delivered"] == n + 1)
+            sleeping_collector.stop()
+            sink._retry_at_s = 0.0
+    ids = {a.value.string_value for s in receiver.spans for a in s.attributes if a.key == ALERT_ID}
+    assert ids == {make_alert(number).alert_id for number in range(6)}
+    assert len(receiver.events) >= 6
+    sink.close(5)
 
 
 @pytest.mark.timeout(20)  # the SDK's own flush and shutdown took 27 to 34 s

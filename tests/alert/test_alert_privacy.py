@@ -3,11 +3,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
-from alert_parts import CANARIES, KEY_ENV, make_alert, make_policy
+from alert_parts import CANARIES, KEY_ENV, make_alert, make_evidence, make_policy
 
 from nae_monitor.alert.privacy import CAPTURE_ENV, MAX_CONTENT_CHARS, ContentPolicy
+from nae_monitor.records import Finding, FindingState, Severity, Transcript
 from nae_monitor.settings import PrivacySettings
 
 
@@ -30,6 +33,26 @@ def test_a_missing_key_is_replaced_by_a_random_one_and_said_once(
 def test_a_redacted_alert_holds_no_content(content: str) -> None:
     shown = repr(make_policy(content).redact(make_alert()))
     assert not [name for name, canary in CANARIES.items() if canary in shown]
+
+
+def test_redacting_keeps_every_field_that_is_no_content() -> None:
+    named: dict[str, Any] = {
+        "request_id": "r", "position": 7, "rule_id": "i", "rule_name": "n", "rule_version": "v",
+        "title": "t", "severity": Severity.LOW, "state": FindingState.MATCH, "fve": 0.25,
+        "tags": ("a",), "risk_score": 5, "routes": ("b",), "support": 0.5, "support_asked": True,
+        "support_s": 0.125, "undecided": ("x: y",),
+    }  # fmt: skip
+    assert {*named, "spans"} == {one.name for one in fields(Finding)}
+    alert = make_alert(evidence=(make_evidence(**named),))
+    (found,) = make_policy("none").redact(alert).evidence
+    (span,) = found.finding.spans
+    assert span == replace(alert.evidence[0].finding.spans[0], text="")
+    assert found.finding == replace(alert.evidence[0].finding, spans=(span,), undecided=())
+    assert found.finding.support_s == 0.125
+    blank = Transcript(None, None)
+    assert found == replace(
+        alert.evidence[0], finding=found.finding, token="", explanation="", transcript=blank
+    )
 
 
 def test_full_keeps_every_text() -> None:

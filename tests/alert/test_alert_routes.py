@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,6 @@ from nae_monitor.alert.event import to_event
 from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_address import check
 from nae_monitor.alert.otel_mapping import evaluation_attributes, span_attributes
-from nae_monitor.alert.outbox import Outbox
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Severity, StopOutcome
@@ -36,10 +33,6 @@ from nae_monitor.settings import (
     SinkSettings,
 )
 from nae_monitor.testing import ListSink
-
-OLD_TABLE = """CREATE TABLE {name} (row_id INTEGER PRIMARY KEY AUTOINCREMENT, {more}
-severity INTEGER NOT NULL, key BLOB NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL,
-added_unix_ns INTEGER NOT NULL)"""
 
 
 def routed(sequence: int, *routes: str) -> Alert:
@@ -120,7 +113,8 @@ def test_kafka_topics_are_chosen_by_route(
         reading = consume_kafka(broker.bootstrap, topic, timeout_s=60.0)
         found = list(islice(reading, len(sequences_there)))
         assert [alert.data["unmapped"]["nae.sequence"] for alert in found] == sequences_there
-    assert sink.stats() == {"accepted": 6, "delivered": 6, "pending": 0}
+    counts = sink.stats()
+    assert (counts["accepted"], counts["delivered"], counts["pending"]) == (6, 6, 0)
 
 
 def test_a_topic_of_a_route_is_checked_at_the_start() -> None:
@@ -128,23 +122,6 @@ def test_a_topic_of_a_route_is_checked_at_the_start() -> None:
     assert [problem.message for problem in check(settings, Mark("here"))] == [
         "topic 'no topic' is no topic name"
     ]
-
-
-def test_an_outbox_of_one_topic_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "o.sqlite"
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute(OLD_TABLE.format(name="pending", more=""))
-        db.execute(OLD_TABLE.format(name="rejected", more="reason TEXT NOT NULL,"))
-        db.execute("INSERT INTO pending VALUES (NULL, 1, x'61', '[]', x'62', 5)")
-    outbox = Outbox(path, 10)
-    try:
-        assert [(row.key, row.topic) for row in outbox.after(0, 5)] == [(b"a", "")]
-        policy = make_policy()
-        event = replace(to_event(policy.redact(routed(1)), policy), topic="nae.oncall")
-        outbox.add([event])
-        assert [row.topic for row in outbox.after(0, 5)] == ["", "nae.oncall"]
-    finally:
-        outbox.close()
 
 
 def test_routes_and_topics_are_read_from_the_configuration() -> None:
@@ -218,6 +195,20 @@ def test_an_alert_that_no_sink_takes_for_its_severity_is_counted(
     emitted(AlertSettings((jsonl(tmp_path / "a"),), min_severity="medium"), health)
     assert severities(tmp_path / "a") == ["medium", "high", "critical"]
     assert health.counters()["alerts.below_severity"] == 2
+
+
+@pytest.mark.parametrize("stop", [None, *StopOutcome])
+def test_an_ordered_stop_is_told_whatever_the_severity(
+    stop: StopOutcome | None, health: Health
+) -> None:
+    kept = ListSink()
+    sinks = Sinks({"kept": kept}, health, least={"kept": Severity.CRITICAL})
+    alert = replace(make_alert(severity=Severity.INFORMATIONAL), stop=stop)
+    told = stop not in (None, StopOutcome.WOULD_BLOCK)
+    assert sinks.takes(alert) is told
+    sinks.emit(alert)
+    assert kept.alerts == [alert] * told
+    assert health.counters().get("alerts.below_severity", 0) == (not told)
 
 
 @given_settings(deadline=None)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nae_monitor.recording import Recording
+import pytest
+
+from nae_monitor.recording import Recording, RecordingWriter
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -57,6 +59,58 @@ def test_other_rules_find_other_things_and_exit_with_one(
     assert done.code == 1
     assert "8 changed" in done.out
     assert "anything high match" in done.out
+
+
+def test_only_rows_that_a_filter_lets_through_are_judged_and_nothing_is_decoded(
+    cli: Cli, config: Config, recording: Path, tmp_path: Path
+) -> None:
+    first = next(Recording.open(recording).requests()).request.request_id
+    done = cli(
+        "replay", recording, "-c", config(), "-o", tmp_path / "run", "--rescore", "--json",
+        "--where", f"request = {first} and rule = anything", "--against", recording,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (summary,) = done.objects
+    assert summary["rows"] == summary["reused"] == 4
+    assert summary["comparison"]["same"] == 4
+    rates = {(one["by"], one["value"]): one for one in summary["comparison"]["rates"]}
+    assert rates["rule", "anything"]["after"]["matched_requests"] == 1
+    assert rates["all", ""]["before"]["requests"] == 1
+
+
+def test_an_interrupted_replay_says_how_to_go_on_and_does(
+    cli: Cli, config: Config, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("replay", recording, "-c", config(), "-o", tmp_path / "run")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordingWriter, "write_request", interrupt)
+        stopped = cli(*command)
+    assert stopped.code == 130
+    assert "give the same command again" in stopped.err
+    done = cli(*command, "--against", recording)
+    assert done.code == 0, done.err
+    assert "8 the same" in done.out
+    assert not (tmp_path / "run" / ".resume").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--where", "colour = red"], "--where:1:1: expected a field"),
+        (["--redecode", "--rescore"], "give one of"),
+    ],
+)
+def test_bad_options_are_bad_usage(
+    cli: Cli, recording: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    done = cli("replay", recording, "-o", tmp_path / "run", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_report_is_one_html_file(cli: Cli, recording: Path, tmp_path: Path) -> None:

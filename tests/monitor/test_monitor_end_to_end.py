@@ -66,7 +66,7 @@ def replayed(watched: Monitor, directory: Path, recording: Path | None = None) -
         directory,
         decoder=FakeDecoder(D_MODEL, LAYER),
         judge=parts.judge,
-        decode_missing=False,
+        mode="live",
     )
     assert run.judged
     return run.directory

@@ -249,3 +249,4 @@ def test_a_stop_that_the_recording_refuses_is_counted_and_told(
     assert end(made) is StopOutcome.UNKNOWN
     assert made.counter("record.lost_stops") == 2
     assert not made.pipeline.close(20.0)
+    assert Recording.open(tmp_path / "run").stops_lost == 2

@@ -49,7 +49,6 @@ def as_format_1(path: Path) -> None:
     """What a writer that knew of no stops left behind."""
     (path / "stops.jsonl").unlink()
     manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["stops_recorded"]
     (path / "manifest.json").write_text(canonical_line({**manifest, "format_version": 1}))
     (totals,) = (json.loads(line) for line in (path / "seals.jsonl").read_text().splitlines())
     old = {name: value for name, value in totals.items() if not name.startswith("stops")}
@@ -65,7 +64,7 @@ def test_a_stop_in_is_the_stop_out(stop: Stop) -> None:
 @pytest.mark.parametrize("close", [True, False])
 def test_what_was_written_is_read_in_order_closed_or_not(tmp_path: Path, close: bool) -> None:
     recording = Recording.open(write(tmp_path / "run", [ASKED, DONE], close=close))
-    assert recording.stops_recorded
+    assert recording.stops_recorded == close  # of one that is not closed, nobody knows
     assert list(recording.stops()) == [ASKED, DONE]
 
 
@@ -86,6 +85,17 @@ def test_a_recording_of_the_first_format_says_that_it_does_not_know(tmp_path: Pa
     assert recording.complete
     assert not recording.stops_recorded
     assert (list(recording.stops()), list(recording.findings())) == ([], [])
+
+
+@pytest.mark.parametrize("lost", [0, 2, None])
+def test_stops_that_were_lost_are_in_the_totals(tmp_path: Path, lost: int | None) -> None:
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=4, content="none") as writer:
+        writer.write_stops([ASKED])
+        writer.close(stops_lost=lost)
+    recording = Recording.open(tmp_path / "run")
+    assert recording.complete
+    assert recording.stops_lost == lost
+    assert recording.stops_recorded == (lost == 0)
 
 
 @pytest.mark.parametrize("change", ["edited", "cut", "missing"])

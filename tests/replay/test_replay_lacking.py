@@ -78,7 +78,7 @@ def record(
 
 
 def again(live: Path, **options: object) -> tuple[ReplayRun, dict[int, RequestRecord]]:
-    arguments = {"decoder": None, "judge": Silent(), "decode_missing": False, **options}
+    arguments = {"decoder": None, "judge": Silent(), "mode": "live", **options}
     out = live.with_name(live.name + "-again")
     run = replay([live], out, **arguments)  # type: ignore[arg-type]
     return run, {r.request.started_unix_ns: r for r in Recording.open(out).requests()}
@@ -124,6 +124,19 @@ def test_each_turn_of_a_request_lacks_what_is_missing_up_to_it(
 ) -> None:
     turns = [(turn("a", 1, 2), rows[0], 0), (turn("a", 2, 5), rows[1], 0)]
     run, records = again(record(tmp_path / "live", turns))
+    found = [records[n].coverage.dropped_tokens.get("not_recorded", 0) for n in (1, 2)]
+    assert found == list(lacking)
+    assert run.not_recorded == lacking[1]
+
+
+@pytest.mark.parametrize(("kept", "lacking"), [((2, 3), (0, 0)), ((2, 2), (1, 1))])
+def test_a_turn_during_which_another_began_lacks_no_row_of_the_other(
+    tmp_path: Path, kept: tuple[int, int], lacking: tuple[int, int]
+) -> None:
+    # The first turn was weighed when all rows of the second had been judged.
+    first = replace(turn("a", 1, 5), state=VerdictState.UNDECIDED, reasons=("another began",))
+    second = turn("a", 2, 5)
+    run, records = again(record(tmp_path / "live", [(first, kept[0], 0), (second, kept[1], 0)]))
     found = [records[n].coverage.dropped_tokens.get("not_recorded", 0) for n in (1, 2)]
     assert found == list(lacking)
     assert run.not_recorded == lacking[1]

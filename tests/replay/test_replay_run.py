@@ -183,13 +183,15 @@ def test_replaying_a_run_gives_its_own_findings_byte_for_byte(
 ) -> None:
     judge = WordJudge()
     record_live(tmp_path / "live", content="full", judge=judge)
-    done = run(tmp_path, redecode=redecode, content=content, hmac_key=KEY)
+    done = run(tmp_path, mode="redecode" if redecode else "missing", content=content, hmac_key=KEY)
     assert done.findings > 5
     assert (done.judged, dict(done.dropped)) == (60, {})
     if content == "full":
         assert sorted_lines(tmp_path / "again") == sorted_lines(tmp_path / "live")
         assert compare(tmp_path / "live", tmp_path / "again").identical
-    twice = run(tmp_path, "twice", redecode=not redecode, content=content, hmac_key=KEY)
+    twice = run(
+        tmp_path, "twice", mode="missing" if redecode else "redecode", content=content, hmac_key=KEY
+    )
     first, second = tmp_path / "again" / "findings.jsonl", tmp_path / "twice" / "findings.jsonl"
     assert first.read_bytes() == second.read_bytes()
     assert twice.findings == done.findings
@@ -200,6 +202,7 @@ def test_replaying_a_run_gives_its_own_findings_byte_for_byte(
     seed=st.integers(0, 99),
     batch_size=st.integers(1, 9),
     piece_bytes=st.integers(1, 60_000),
+    part_rows=st.integers(1, 20),
     rotate_rows=st.integers(1, 40),
 )
 def test_batches_pieces_and_file_sizes_change_no_byte(
@@ -207,13 +210,15 @@ def test_batches_pieces_and_file_sizes_change_no_byte(
     seed: int,
     batch_size: int,
     piece_bytes: int,
+    part_rows: int,
     rotate_rows: int,
 ) -> None:
     root = tmp_path_factory.mktemp("run")
     record_live(root / "live", requests=3, seed=seed, undecoded=0.3, rotate_rows=rotate_rows)
     judge = WordJudge()
     run(root, "a")
-    run(root, "b", batch_size=batch_size, piece_bytes=piece_bytes, judge=judge)
+    sizes = {"batch_size": batch_size, "piece_bytes": piece_bytes, "part_rows": part_rows}
+    run(root, "b", judge=judge, **sizes)
     findings = [(root / name / "findings.jsonl").read_bytes() for name in ("a", "b")]
     assert findings[0] == findings[1]
     assert judge.seen == sorted(judge.seen)
@@ -242,14 +247,14 @@ def test_rows_with_a_live_decoding_are_not_decoded_again(tmp_path: Path) -> None
     assert max(decoder.batches) <= 4
     assert done.reused == 60 - missing
     again = FakeDecoder()
-    run(tmp_path, "all", decoder=again, redecode=True)
+    run(tmp_path, "all", decoder=again, mode="redecode")
     assert sum(again.batches) == 60
 
 
 def test_without_the_missing_rows_the_live_findings_come_back(tmp_path: Path) -> None:
     record_live(tmp_path / "live", undecoded=0.5)
     decoder = FakeDecoder()
-    done = run(tmp_path, decoder=decoder, decode_missing=False)
+    done = run(tmp_path, decoder=decoder, mode="live")
     assert decoder.batches == []
     assert sorted_lines(tmp_path / "again") == sorted_lines(tmp_path / "live")
     assert dict(done.dropped) == {"expired": 60 - done.judged}
@@ -348,7 +353,7 @@ class BrokenDecoder(FakeDecoder):
 
 def test_a_batch_that_fails_costs_its_rows_only_and_they_are_counted(tmp_path: Path) -> None:
     record_live(tmp_path / "live")
-    done = run(tmp_path, decoder=BrokenDecoder(lambda n: n % 3 == 0), redecode=True, batch_size=5)
+    done = run(tmp_path, decoder=BrokenDecoder(lambda n: n % 3 == 0), mode="redecode", batch_size=5)
     assert dict(done.dropped) == {"decode_failed": 20}
     assert done.judged == 40
     reasons = Counter(
@@ -363,9 +368,9 @@ def test_a_dead_decoder_ends_the_replay_and_keeps_what_was_judged(tmp_path: Path
         run(
             tmp_path,
             decoder=BrokenDecoder(lambda n: n > 3),
-            redecode=True,
+            mode="redecode",
             batch_size=5,
-            piece_bytes=5 * (4 * D_MODEL + 2048),
+            part_rows=5,
         )
     kept = Recording.open(tmp_path / "again")
     assert not kept.complete
@@ -402,7 +407,7 @@ def test_verdicts_follow_the_new_findings(tmp_path: Path) -> None:
 def test_progress_counts_every_row(tmp_path: Path) -> None:
     record_live(tmp_path / "live")
     calls: list[tuple[int, int]] = []
-    run(tmp_path, progress=lambda done, total: calls.append((done, total)), piece_bytes=30_000)
+    run(tmp_path, progress=lambda done, total: calls.append((done, total)), part_rows=7)
     assert calls[-1] == (60, 60)
     assert len(calls) > 1
 

@@ -66,7 +66,6 @@ def without_stops(path: Path) -> Path:
     """As a writer of the first format left it."""
     (path / "stops.jsonl").unlink()
     manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["stops_recorded"]
     (path / "manifest.json").write_text(canonical_line({**manifest, "format_version": 1}))
     *seals, totals = (path / "seals.jsonl").read_text().splitlines()
     old = {k: v for k, v in json.loads(totals).items() if not k.startswith("stops")}

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from nae_monitor.cli.checks.calibration import calibration
 from nae_monitor.cli.checks.check import Check, problem_check, problem_checks
+from nae_monitor.cli.checks.screen import screen
 from nae_monitor.cli.network import unreachable
 from nae_monitor.decode import open_pair
 from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem
@@ -92,7 +93,11 @@ def _pair(settings: Settings, fetch: bool) -> list[Check]:
         return _failed("nla", error)
     what = f"{av.contract.nla_id}: layer {ar.contract.layer}, width {ar.contract.d_model}"
     check = Check("nla", "ok", f"{what}, {_reference(ar.reference is not None)}")
-    return [check, *calibration(settings, av.contract.nla_id)]
+    return [
+        check,
+        *calibration(settings, av.contract.nla_id),
+        *screen(settings, ar.contract.d_model, ar.contract.layer),
+    ]
 
 
 def _reference(known: bool) -> str:

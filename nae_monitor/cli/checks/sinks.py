@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nae_monitor.alert import jsonl, kafka_address, otel
+from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel, resend
+from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.cli.checks.check import Check, problem_check
 from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
@@ -41,14 +43,52 @@ def _jsonl(options: JsonlSettings, name: str, where: Mark) -> list[Check]:
 
 
 def _kafka(options: KafkaSettings, name: str, where: Mark) -> list[Check]:
-    problems = kafka_address.check(options, where)
+    problems = kafka_address.check(options, where) or problems_of_security(options, where)
     if problems:
         return [problem_check(name, p) for p in problems]
+    return [*_brokers(options, name, where), *_outbox(options, name)]
+
+
+def _brokers(options: KafkaSettings, name: str, where: Mark) -> list[Check]:
     why = unreachable_brokers(kafka_address.servers(options.bootstrap))
     if why:
         mend = "start a broker; until then alerts wait in the outbox"
         return [Check(name, "warning", why, mend)]
+    problems = kafka_probe.problems_of(options, where)
+    if problems:
+        return [problem_check(name, p) for p in problems]
     return [Check(name, "ok", f"{options.bootstrap} answers, topic {options.topic}")]
+
+
+def _outbox(options: KafkaSettings, name: str) -> list[Check]:
+    """What waits on disk, what was refused, and damaged files that were moved aside."""
+    base, checks = kafka_address.outbox_path(options), []
+    for path in resend.files_of(base):
+        try:
+            checks.append(_outbox_check(resend.state_of(path), f"{name} outbox"))
+        except (OSError, sqlite3.Error) as error:
+            message = f"{path} cannot be read: {error}"
+            mend = "a start moves a damaged file aside and makes a fresh one"
+            checks.append(Check(f"{name} outbox", "warning", message, mend))
+    for path in resend.moved_aside(base):
+        mend = f"nae-monitor alerts resend --from {path}, then remove it"
+        checks.append(Check(f"{name} outbox", "warning", f"{path} was damaged", mend))
+    return checks
+
+
+def _outbox_check(state: resend.OutboxState, name: str) -> Check:
+    message = f"{state.path}: {state.events} waiting, {state.size_bytes} bytes"
+    if state.oldest_age_s is not None:
+        message += f", the oldest for {state.oldest_age_s:.0f} s"
+    if state.is_in_use:
+        message += "; a monitor is running on it"
+    if state.rejected:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(state.rejected.items()))
+        mend = "mend the cause, then nae-monitor alerts resend"
+        return Check(name, "warning", f"{message}; refused: {reasons}", mend)
+    if state.events and not state.is_in_use:
+        return Check(name, "warning", message, "nae-monitor alerts resend, or start the monitor")
+    return Check(name, "ok", message)
 
 
 def _otel(options: OtelSettings, name: str, where: Mark) -> list[Check]:

@@ -1,0 +1,1 @@
+"""Drills for alert delivery: a real broker that is killed, hung and brought back."""

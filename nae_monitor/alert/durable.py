@@ -1,0 +1,239 @@
+"""A sink whose alerts are on disk before the network sees them."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from abc import abstractmethod
+from pathlib import Path
+
+from nae_monitor.alert.event import later_than_sequences_of, sequence_epoch
+from nae_monitor.alert.event_rewriting import narrowed
+from nae_monitor.alert.outbox import Outbox
+from nae_monitor.alert.outbox_file import is_broken
+from nae_monitor.alert.outbox_rows import Entry, Row
+from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
+from nae_monitor.alert.sink import log
+from nae_monitor.alert.threaded import ThreadedSink
+from nae_monitor.health import Health
+
+BATCH_ALERTS = 400  # of one commit, which waits for the disk
+MOST_ACKED = 2000  # rows to forget that may wait for the next commit of alerts
+FORGET_PAUSE_S = 1.0  # after the disk refused
+EPOCH = "sequence_epoch"
+
+
+class DurableSink(ThreadedSink):
+    """``accepted`` means committed to the outbox, ``delivered`` acknowledged by the far end.
+
+    A far end that cannot be reached is no failure: alerts wait in the outbox, over restarts of
+    this process too. While the disk takes nothing they wait in memory, and are counted as
+    ``retried.*``; a damaged file is moved aside and a fresh one made, which is counted as
+    ``outbox_damaged``, what was in it and nowhere else as ``dropped.outbox_damaged``.
+    """
+
+    batch_alerts = BATCH_ALERTS
+
+    def __init__(
+        self,
+        name: str,
+        policy: ContentPolicy,
+        health: Health,
+        *,
+        queue_events: int,
+        path: Path,
+        max_bytes: int,
+    ) -> None:
+        """Open the outbox and start sending what an earlier process left in it.
+
+        Raises:
+            OSError: the outbox cannot be written, or is something else.
+            sqlite3.Error: SQLite cannot use it.
+        """
+        self._path = path
+        self._max_bytes = max_bytes
+        self._outbox: Outbox | None = None
+        super().__init__(name, policy, health, queue_events)
+        self._outbox = self._open_outbox()
+        self._ensure_thread()
+
+    @abstractmethod
+    def _entries(self, alert: RedactedAlert) -> list[Entry]:
+        """The events of an alert."""
+
+    @abstractmethod
+    def _transmit(self, outbox: Outbox) -> None:
+        """Send what can be sent now, and note what was acknowledged in ``_acked``."""
+
+    @abstractmethod
+    def _recall(self) -> list[Row]:
+        """Forget what is on its way; returns it."""
+
+    @abstractmethod
+    def _on_wire(self) -> frozenset[int]:
+        """Ids of the rows on their way."""
+
+    def _start_afresh(self) -> None:
+        if self._outbox is not None:
+            self._outbox.let_go()
+        self._outbox = None
+        self._acked: set[int] = set()  # acknowledged, not yet deleted
+        self._forget_at_s = 0.0
+        self._events = self._bytes = 0
+        self._oldest_unix_ns: int | None = None
+        self._told_down: set[str] = set()
+        super()._start_afresh()
+
+    def _open_outbox(self) -> Outbox:
+        outbox = Outbox(self._path, self._max_bytes)
+        for aside in outbox.moved_aside:
+            self._tell_damaged(aside)
+        self._tally.count("accepted", outbox.recovered)
+        self._tally.count("recovered", outbox.recovered)
+        kept = outbox.narrow(self._policy.mode, lambda value: narrowed(value, self._policy))
+        self._tally.count("narrowed", kept)
+        # A clock that went back would give this process's alerts lower sequences than its
+        # predecessor's.
+        later_than_sequences_of(outbox.fact(EPOCH) or 0)
+        outbox.keep_fact(EPOCH, sequence_epoch())
+        self._measure(outbox)
+        return outbox
+
+    def _measure(self, outbox: Outbox) -> None:
+        """Copy what :meth:`stats` shows, which other threads ask for."""
+        self._events, self._bytes = outbox.events - len(self._acked), outbox.size_bytes
+        self._oldest_unix_ns = outbox.oldest_unix_ns()
+
+    def _queued(self) -> None:
+        """On the queue is not accepted yet: the outbox's commit is."""
+
+    def _pending(self) -> int:
+        return super()._pending() + self._events
+
+    def stats(self) -> dict[str, int]:
+        """As every sink's, with ``outbox_events``, ``outbox_bytes`` and ``outbox_oldest_s``."""
+        oldest = self._oldest_unix_ns
+        age_s = 0 if oldest is None else max(0, time.time_ns() - oldest) // 1_000_000_000
+        return {
+            **super().stats(),
+            "outbox_events": self._events,
+            "outbox_bytes": self._bytes,
+            "outbox_oldest_s": age_s,
+        }
+
+    def _step(self) -> None:
+        if self._outbox is None:
+            self._outbox = self._open_outbox()
+        try:
+            self._work(self._outbox)
+        except sqlite3.DatabaseError as error:
+            if not is_broken(error):
+                raise
+            self._replace(self._outbox)
+
+    def _work(self, outbox: Outbox) -> None:
+        outbox.refresh()
+        if self._held and time.monotonic() >= self._retry_at_s:
+            self._save(outbox)
+        self._transmit(outbox)
+        self._forget_acknowledged(outbox)
+        self._measure(outbox)
+
+    def _save(self, outbox: Outbox) -> None:
+        """Commit what was taken from the queue; a full disk leaves it in memory for later."""
+        entries: list[Entry] = []
+        made = 0
+        while made < len(self._held):
+            try:
+                entries += self._entries(self._held[made])
+                made += 1
+            except (ValueError, TypeError, OverflowError):
+                del self._held[made]
+                self._tally.dropped("failed")
+        try:
+            evicted = outbox.add(entries, delete=self._acked, keep=self._on_wire())
+        except sqlite3.Error as error:
+            if is_broken(error):
+                raise
+            self._disk_refuses(error)
+            self._pause()
+            return
+        self._acked.clear()
+        self._held.clear()
+        self._backoff_s = 0.0
+        self._disk_takes()
+        self._tally.count("accepted", len(entries))
+        self._tally.dropped("outbox_full", evicted)
+
+    def _forget_acknowledged(self, outbox: Outbox) -> None:
+        """Where new alerts come in, their commit does this too."""
+        more_comes = self._queue.qsize() and len(self._acked) < MOST_ACKED
+        if not self._acked or more_comes or time.monotonic() < self._forget_at_s:
+            return
+        try:
+            outbox.add([], delete=self._acked)
+        except sqlite3.Error as error:
+            if is_broken(error):
+                raise
+            self._disk_refuses(error)  # they stay in ``_acked`` and are not sent again
+            self._forget_at_s = time.monotonic() + FORGET_PAUSE_S
+        else:
+            self._acked.clear()
+            self._disk_takes()
+
+    def _disk_refuses(self, error: sqlite3.Error) -> None:
+        self._tally.count(f"retried.{type(error).__name__}")
+        if "disk" not in self._told_down:
+            self._told_down.add("disk")
+            log.warning("sink %s: the outbox %s cannot be written", self.name, self._path)
+
+    def _disk_takes(self) -> None:
+        if "disk" in self._told_down:
+            self._told_down.discard("disk")
+            log.warning("sink %s: the outbox %s can be written again", self.name, self._path)
+
+    def _replace(self, outbox: Outbox) -> None:
+        """Go on with a fresh file; only what is still in memory is carried over."""
+        on_wire = [row for row in self._recall() if row.row_id not in self._acked]
+        lost = max(0, outbox.events - len(self._acked) - len(on_wire))
+        self._acked.clear()
+        self._tell_damaged(outbox.renew())
+        self._tally.dropped("outbox_damaged", lost)
+        outbox.keep_fact(EPOCH, sequence_epoch())
+        outbox.add([row.entry() for row in on_wire])
+        self._measure(outbox)
+
+    def _tell_damaged(self, aside: Path) -> None:
+        self._tally.count("outbox_damaged")
+        log.error(
+            "sink %s: the outbox was damaged; it is %s now, and a fresh one was made. What was"
+            " waiting in it was not sent: see `nae-monitor alerts resend --from`",
+            self.name,
+            aside,
+        )
+
+    def _finish(self) -> None:
+        """Commit what is still queued, then let go of the far end and the file; rows stay."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        try:
+            self._drain(outbox)
+            self._let_go(outbox)
+            self._forget_acknowledged(outbox)
+            self._measure(outbox)
+        finally:
+            self._outbox = None
+            outbox.close()
+
+    @abstractmethod
+    def _let_go(self, outbox: Outbox) -> None:
+        """Release the far end, and note what it still acknowledged."""
+
+    def _drain(self, outbox: Outbox) -> None:
+        while self._pending() > self._events:
+            self._take_all()
+            self._save(outbox)
+            self._measure(outbox)
+            if self._held:  # the disk does not take them
+                return

@@ -1,0 +1,246 @@
+"""Requests taken out of a recording for good, without ever leaving it half done.
+
+Every file that changes is written anew beside the old one; then a marker lists what is to be put
+in place and what is to go, and only then is that done. Broken off before the marker, nothing has
+happened; after it, the next call does the rest, and until then readers refuse the recording.
+What a file system or its backups keep of files that were removed is out of reach.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nae_monitor.errors import RecordingError
+from nae_monitor.recording.findings import canonical_line
+from nae_monitor.recording.parts import SealedTable
+from nae_monitor.recording.reader import Recording
+from nae_monitor.recording.redo import Change, commit, finish_erasure
+from nae_monitor.recording.rotation import parquet_bytes
+from nae_monitor.recording.sealing import (
+    FINDINGS,
+    MANIFEST,
+    SEALS,
+    STOPS,
+    Seal,
+    Totals,
+    parse_json,
+    read_bytes,
+    read_lines,
+    seal_line,
+)
+
+ALERTS = "alerts.jsonl"  # of a replayed run
+_LINES = (FINDINGS, STOPS, ALERTS)
+_KEYS = ["request_id", "group_id", "tenant", "started_unix_ns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """Which requests are to go; one that fits any of these goes with all of its turns."""
+
+    requests: Collection[str] = ()  # ids of requests or of their groups
+    tenants: Collection[str] = ()
+    begun_before_unix_ns: int | None = None  # counts by the latest turn; an unknown time stays
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row's request is named; times are for :func:`_ids` to compare."""
+        named = row["request_id"] in self.requests or row["group_id"] in self.requests
+        return named or row["tenant"] in self.tenants
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was taken out of one recording, or would be."""
+
+    directory: Path
+    requests: int
+    activations: int = 0
+    records: int = 0  # turns of requests
+    findings: int = 0
+    stops: int = 0
+    alerts: int = 0
+
+
+def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Erased:
+    """Take requests out of one recording or replayed run; says what went.
+
+    The manifest notes when this was done and how much went, and names nobody.
+
+    Raises:
+        RecordingError: it is being written, or is damaged; then nothing was changed.
+        OSError: the disk refuses; then nothing was changed, or the next call finishes.
+    """
+    place = Path(directory)
+    with _alone(place):
+        if not dry_run:
+            finish_erasure(place)
+        recording = Recording.open(place)
+        ids = _ids(recording, doomed)
+        if not ids and not recording.unfinished:
+            return Erased(place, 0)
+        change, erased = _change(recording, ids)
+        if not dry_run:
+            commit(place, change)
+    return erased
+
+
+def erase_all(
+    paths: Iterable[Path | str], doomed: Doomed, *, dry_run: bool = False
+) -> Iterator[Erased]:
+    """:func:`erase` over recordings and directories of them, one after the other.
+
+    Raises:
+        RecordingError: as :func:`erase`, or a directory with no recording in it.
+        OSError: as :func:`erase`.
+    """
+    for given in paths:
+        path = Path(given)
+        inner = sorted(one.parent for one in path.glob(f"*/{MANIFEST}"))
+        for place in [path] if (path / MANIFEST).exists() or not inner else inner:
+            yield erase(place, doomed, dry_run=dry_run)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the lock that a writer holds; RecordingError where one does."""
+    if not (directory / MANIFEST).exists():
+        raise RecordingError(f"{directory}: no {MANIFEST}: only recordings can be erased from")
+    descriptor = os.open(directory / SEALS, os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RecordingError(f"{directory}: is being written; erase once it is closed") from None
+    finally:
+        os.close(descriptor)
+
+
+def _ids(recording: Recording, doomed: Doomed) -> set[str]:
+    """The ids of the requests that go."""
+    found: set[str] = set()
+    latest: dict[str, int] = {}
+    for part in _parts(recording):
+        for row in part.table(_KEYS).to_pylist():
+            name, began = row["request_id"], row["started_unix_ns"]
+            latest[name] = max(began, latest.get(name, 0))
+            if doomed.fits(row):
+                found.add(name)
+    if (limit := doomed.begun_before_unix_ns) is not None:
+        found |= {name for name, began in latest.items() if 0 < began < limit}
+    # After a crash, what was found in a request may be all that is left of it; whose it was is
+    # not known then.
+    orphans = {
+        _request_id(line, where) for name in _LINES for line, where in _read(recording.path, name)
+    } - latest.keys()
+    return found | (orphans if doomed.tenants else orphans & set(doomed.requests))
+
+
+def _parts(recording: Recording) -> list[SealedTable]:
+    parts: list[Any] = [*recording.activation_parts, *recording.request_parts]
+    return [part for part in parts if isinstance(part, SealedTable)]
+
+
+def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
+    directory, change = recording.path, Change()
+    seals: list[Seal | Totals] = []
+    rows = {"activations": 0, "requests": 0}
+    kept = {"activations": 0, "requests": 0}
+    for part in _parts(recording):
+        kind = part.name.partition("-")[0]
+        seal, removed = _rewritten(part, ids, change)
+        rows[kind] += removed
+        kept[kind] += part.rows - removed
+        seals += [seal] if seal is not None else []
+    change.gone += recording.unfinished
+    lines = {name: _without(directory, name, ids, change) for name in _LINES}
+    erased = Erased(
+        directory,
+        len(ids),
+        rows["activations"],
+        rows["requests"],
+        lines[FINDINGS],
+        lines[STOPS],
+        lines[ALERTS],
+    )
+    totals = recording.totals
+    if totals is not None:
+        seals.append(_totals(totals, directory, change, kept))
+    text = "".join(f"{seal_line(seal)}\n" for seal in seals)
+    change.put[SEALS] = text.encode("ascii")
+    change.put[MANIFEST] = _noted(recording.manifest, erased)
+    return change, erased
+
+
+def _rewritten(part: SealedTable, ids: set[str], change: Change) -> tuple[Seal | None, int]:
+    """A file's seal once the rows of ``ids`` are out of it, None if none is left; rows removed."""
+    names = part.table(["request_id"]).column("request_id").to_pylist()
+    stay = [row for row, name in enumerate(names) if name not in ids]
+    if len(stay) == len(names):
+        return part.seal, 0
+    if part.path.name != part.name:  # sealed but not yet renamed when its writer died
+        change.gone.append(part.path.name)
+    if not stay:
+        change.gone.append(part.name)
+        return None, len(names)
+    data = parquet_bytes(part.table().take(stay))
+    change.put[part.name] = data
+    seal = Seal(part.name, len(stay), len(data), hashlib.sha256(data).hexdigest())
+    return seal, len(names) - len(stay)
+
+
+def _without(directory: Path, name: str, ids: set[str], change: Change) -> int:
+    """Take the lines of ``ids`` out of a file; returns how many there are."""
+    lines = list(_read(directory, name))
+    stay = [line for line, where in lines if _request_id(line, where) not in ids]
+    if len(stay) < len(lines):
+        change.put[name] = "".join(f"{line}\n" for line in stay).encode("utf-8")
+    return len(lines) - len(stay)
+
+
+def _read(directory: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Each whole line of a file, if it is there, and where it stands."""
+    path = directory / name
+    for number, line in enumerate(read_lines(path)[0] if path.exists() else (), start=1):
+        yield line, f"{path}:{number}"
+
+
+def _request_id(line: str, where: str) -> Any:
+    value = parse_json(line, where)
+    if not isinstance(value, dict) or not isinstance(value.get("request_id"), str):
+        raise RecordingError(f"{where}: names no request")
+    return value["request_id"]
+
+
+def _totals(totals: Totals, directory: Path, change: Change, kept: Mapping[str, int]) -> Totals:
+    def data(name: str) -> bytes:
+        return change.put[name] if name in change.put else read_bytes(directory / name)
+
+    found = data(FINDINGS)
+    changed = replace(
+        totals,
+        activations=kept["activations"],
+        requests=kept["requests"],
+        findings=found.count(b"\n"),
+        findings_sha256=hashlib.sha256(found).hexdigest(),
+    )
+    if not totals.stops_sha256:  # format 1
+        return changed
+    stops = data(STOPS)
+    digest = hashlib.sha256(stops).hexdigest()
+    return replace(changed, stops=stops.count(b"\n"), stops_sha256=digest)
+
+
+def _noted(manifest: Mapping[str, Any], erased: Erased) -> bytes:
+    before = manifest.get("erasures")
+    counts = {name: n for name, n in asdict(erased).items() if name != "directory"}
+    note = {"time_unix_ns": time.time_ns(), **counts}
+    notes = [*(before if isinstance(before, list) else []), note]
+    return (canonical_line({**manifest, "erasures": notes}) + "\n").encode("ascii")
