@@ -91,7 +91,7 @@ def test_settings_cannot_be_changed() -> None:
         ("alert: {sinks: [{jsonl: ''}]}", "path is empty"),
         ("alert: {sinks: [{otel: false}]}", "options must be a mapping"),
         ("alert: {sinks: [{kafka: {topic: a}}]}", "lacks the key 'bootstrap'"),
-        ("alert: {sinks: [{kafka: {bootstrap: a, outbox_events: 0}}]}", "at least 1"),
+        ("alert: {sinks: [{kafka: {bootstrap: a, outbox_bytes: 0}}]}", "at least 4096"),
         ("alert: {sinks: [3]}", "unknown sink 3"),
     ],
 )

@@ -1,8 +1,8 @@
-"""The alert that the drills send, by number, and how the number is read back."""
+"""The alert that the drills send, by number, which is its sequence."""
 
 from __future__ import annotations
 
-from nae_monitor.alert import ContentPolicy, ReadAlert
+from nae_monitor.alert import ContentPolicy
 from nae_monitor.alert.fold import alert_id
 from nae_monitor.records import (
     Alert,
@@ -58,10 +58,6 @@ def alert(number: int) -> Alert:
         sequence=number,
         time_unix_ns=1_700_000_000_000_000_000 + number,
     )
-
-
-def number_of(read: ReadAlert) -> int:
-    return int(read.data["unmapped"]["nae.sequence"])
 
 
 def _evidence(request_id: str, position: int) -> Evidence:

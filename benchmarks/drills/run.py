@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from drills.alerts import number_of
+from kafka import KafkaConsumer
+
 from drills.cluster import wait_until
-from nae_monitor.alert import KafkaTail
+from nae_monitor.alert.kafka_producer import API_VERSION
 
 BENCHMARKS = Path(__file__).parents[1]
 TOPIC = "nae.alerts"
-QUIET_S = 30.0  # a busy store takes its time
+QUIET_S = 60.0  # a busy store takes its time
+FETCH_BYTES = 64 * 1024
 
 
 class Emitter:
@@ -75,18 +78,33 @@ class Emitter:
 
 
 class Found:
-    """What stands on the topic now; repeats are those that came before the last alert did."""
+    """What stands on the topic now; repeats are those that came before the last alert did.
+
+    Read in small pieces: each record batch is an object of the store, and a fetch of many of them
+    from a busy store would outlast the client's patience.
+    """
 
     def __init__(self, bootstrap: str, expected: int) -> None:
-        tail = KafkaTail(bootstrap, TOPIC, timeout_s=QUIET_S, reorder_s=0.0)
-        last: dict[str, int] = {}
         self.numbers: set[int] = set()
-        self.reorderings = 0
-        for read in tail:
-            number = number_of(read)
-            self.numbers.add(number)
-            self.reorderings += number < last.get(read.key, -1)
-            last[read.key] = max(number, last.get(read.key, -1))
-            if len(self.numbers) == expected:
-                break
-        self.repeats = tail.repeats
+        self.repeats = self.reorderings = 0
+        last: dict[bytes, int] = {}
+        consumer = KafkaConsumer(
+            TOPIC,
+            bootstrap_servers=bootstrap,
+            api_version=API_VERSION,
+            group_id=None,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=FETCH_BYTES,
+        )
+        quiet_at_s = time.monotonic() + QUIET_S
+        while len(self.numbers) < expected and time.monotonic() < quiet_at_s:
+            for record in (r for batch in consumer.poll(500).values() for r in batch):
+                number = int(json.loads(record.value)["unmapped"]["nae.sequence"])
+                if number in self.numbers:
+                    self.repeats += 1
+                else:
+                    self.reorderings += number < last.get(record.key, -1)
+                    last[record.key] = max(number, last.get(record.key, -1))
+                self.numbers.add(number)
+                quiet_at_s = time.monotonic() + QUIET_S
+        consumer.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from nae_monitor.errors import RecordingError
 from nae_monitor.recording.findings import canonical_line
 from nae_monitor.recording.parts import SealedTable
 from nae_monitor.recording.reader import Recording
-from nae_monitor.recording.redo import Change, commit, finish_erasure
+from nae_monitor.recording.redo import RESUME, Change, commit, finish_erasure
 from nae_monitor.recording.rotation import parquet_bytes
 from nae_monitor.recording.sealing import (
     FINDINGS,
@@ -82,6 +83,9 @@ def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Er
     with _alone(place):
         if not dry_run:
             finish_erasure(place)
+            # It may hold what is to go, and could not go on with what is left anyway.
+            if (place / RESUME).exists():
+                shutil.rmtree(place / RESUME)
         recording = Recording.open(place)
         ids = _ids(recording, doomed)
         if not ids and not recording.unfinished:

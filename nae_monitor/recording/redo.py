@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,6 @@ def finish_erasure(directory: Path) -> bool:
             staged.replace(directory / name)
     for name in gone:
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / RESUME, ignore_errors=True)
     sync_directory(directory)
     marker.unlink()
     sync_directory(directory)

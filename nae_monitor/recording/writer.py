@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ class RecordingWriter:
             self._findings = CountedAppender(self.directory / FINDINGS)
             self._stops = CountedAppender(self.directory / STOPS)
             self._seals = LineAppender(self.directory / SEALS)
-            self._seals.lock()
+            with suppress(OSError):  # of a file system that knows no locks
+                self._seals.lock()
             part.rename(target)
             sync_directory(self.directory)
         except OSError as error:

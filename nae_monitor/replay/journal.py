@@ -21,17 +21,29 @@ from filelock import FileLock, Timeout
 from nae_monitor.errors import ConfigurationError, Mark, Problem, RecordingError
 from nae_monitor.recording import canonical_line, finding_from_json, finding_to_json
 from nae_monitor.recording.sealing import (
+    FINDINGS,
     MANIFEST,
+    SEALS,
+    STOPS,
     LineAppender,
     parse_json,
     sync_directory,
     write_whole,
 )
 from nae_monitor.records import Decoding, Finding
+from nae_monitor.replay.alerts import ALERTS
 
 DIRECTORY = ".resume"
 PLAN, JUDGED = "plan.json", "judged.jsonl"
-_OF_A_RUN = ("*.parquet", "*.parquet.open", "*.jsonl", MANIFEST, f"{MANIFEST}.open")
+_OF_A_RUN = (
+    "activations-*.parquet*",
+    "requests-*.parquet*",
+    FINDINGS,
+    STOPS,
+    SEALS,
+    ALERTS,
+    f"{MANIFEST}*",
+)
 log = logging.getLogger("nae_monitor")
 
 
@@ -74,7 +86,7 @@ class Journal:
 
     def _begin(self, plan: str) -> None:
         held = self._directory / PLAN
-        if (self._run / MANIFEST).exists() and not held.exists():
+        if self._files() and not held.exists():
             message = "already holds a recording"
             raise _refused(self._run, message, "give each run a directory of its own")
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -100,9 +112,12 @@ class Journal:
             keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
             message = f"holds a replay broken off that had other {', '.join(keys)}"
             raise _refused(self._run, message, "replay as then, or give another --out")
-        for pattern in _OF_A_RUN:
-            for path in self._run.glob(pattern):
-                path.unlink()
+        for path in self._files():
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        """What a run has put there; nothing else is ever touched."""
+        return [path for pattern in _OF_A_RUN for path in self._run.glob(pattern)]
 
     @property
     def parts(self) -> int:

@@ -209,7 +209,7 @@ while True:
 
 def test_every_commit_that_was_reported_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "o.sqlite"
-    for _ in range(3):
+    for _ in range(2):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)],
             stdout=subprocess.PIPE,

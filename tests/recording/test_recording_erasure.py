@@ -156,6 +156,17 @@ def test_alerts_and_progress_of_a_replayed_run_go_too(tmp_path: Path) -> None:
     assert (path / "alerts.jsonl").read_text().count("\n") == 5
 
 
+def test_progress_of_a_replay_goes_even_where_nothing_else_does(tmp_path: Path) -> None:
+    path = write(tmp_path / "run")
+    (path / ".resume").mkdir()
+    (path / ".resume" / "judged.jsonl").write_text("secret of request-99")
+    doomed = Doomed(requests=["request-99"])
+    assert erase(path, doomed, dry_run=True).requests == 0
+    assert b"request-99" in everything(path)
+    assert erase(path, doomed).requests == 0
+    assert b"request-99" not in everything(path)
+
+
 def test_a_recording_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "run", close=False)
     before = everything(path)

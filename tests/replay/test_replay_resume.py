@@ -180,3 +180,20 @@ def test_no_withheld_text_is_in_what_is_kept_on_the_way(live: Path, tmp_path: Pa
     replayed(live, run, content="hash", hmac_key=b"key")
     replayed(live, tmp_path / "whole", content="hash", hmac_key=b"key")
     assert files(run) == files(tmp_path / "whole")
+
+
+def test_files_that_no_run_made_are_left_alone(
+    live: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "mine.jsonl").write_text("mine")
+    (run / "mine.parquet.txt").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        replayed(live, run, fails={3: KeyboardInterrupt})
+    replayed(live, run)
+    assert files(run) == {**whole, "mine.jsonl": b"mine", "mine.parquet.txt": b"mine"}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "findings.jsonl").write_text("mine")
+    with pytest.raises(ConfigurationError, match="already holds a recording"):
+        replayed(live, tmp_path / "other")
