@@ -63,5 +63,10 @@ class ByteQueue(Generic[T]):
             self._closed = True
         return self.take(len(self._items))
 
+    @property
+    def filled_share(self) -> float:
+        """How much of the room is taken, 0 to 1; a glance."""
+        return self._bytes / self._limit_bytes
+
     def __len__(self) -> int:
         return len(self._items)

@@ -27,6 +27,7 @@ class Health:
     def __init__(self, ledger_limit: int = 10_000) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._gauges: dict[str, int] = {}
         self._ledgers: dict[str, Counter[str]] = {}
         self._ledger_limit = ledger_limit
         self._failures_in_row: Counter[str] = Counter()
@@ -57,6 +58,26 @@ class Health:
         with self._lock:
             ledger = self._ledgers.get(request_id)
             return 0 if ledger is None else ledger[name]
+
+    def gauge(self, name: str, value: int) -> None:
+        """Set a figure that goes up and down, such as ``activations.lag_records``."""
+        with self._lock:
+            self._gauges[name] = value
+
+    def gauges(self) -> Mapping[str, int]:
+        """A copy of every such figure."""
+        with self._lock:
+            return dict(self._gauges)
+
+    def forget(self, request_id: str) -> None:
+        """Drop the ledger of a request whose id begins anew; the overall counters stay."""
+        with self._lock:
+            self._ledgers.pop(request_id, None)
+
+    def ledger(self, request_id: str) -> Mapping[str, int]:
+        """A copy of all counters of a request; empty where it is unknown or forgotten."""
+        with self._lock:
+            return dict(self._ledgers.get(request_id, {}))
 
     def _ledger(self, request_id: str) -> Counter[str]:
         ledger = self._ledgers.get(request_id)

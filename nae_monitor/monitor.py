@@ -14,12 +14,11 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -34,15 +33,19 @@ from nae_monitor.errors import (
     UnsupportedError,
 )
 from nae_monitor.health import Health
+from nae_monitor.live_recording import open_live_recording
 from nae_monitor.parts import Parts, check_writable, collect, content_key, load_parts
 from nae_monitor.pipeline import Observer, OnDecision, Pipeline
+from nae_monitor.pipeline.belt import Belt
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import TraceRef, Verdict
 from nae_monitor.screening import screen_of
 from nae_monitor.settings import Settings
 from nae_monitor.token_text import TokenText
 from nae_monitor.verdicts import fold_verdicts
-from nae_monitor.version import __version__
+
+if TYPE_CHECKING:
+    from nae_monitor.placement import Outpost
 
 __all__ = ["Monitor", "Parts", "content_key", "load_parts"]
 
@@ -56,12 +59,14 @@ class Monitor:
     def __init__(
         self,
         settings: Settings,
-        parts: Parts,
-        sinks: Sinks,
+        parts: Parts | None,
+        sinks: Sinks | None,
         health: Health,
         observer: Observer | None = None,
         on_decision: OnDecision | None = None,
+        outpost: Outpost | None = None,
     ) -> None:
+        """With an ``outpost``, parts and sinks are its workers' and its own."""
         self._on_decision = on_decision
         self.settings = settings
         self.health = health
@@ -69,7 +74,8 @@ class Monitor:
         self._parts = parts
         self._sinks = sinks
         self._observer = observer
-        self._pipeline: Pipeline | None = None
+        self._outpost = outpost
+        self._pipeline: Belt | None = outpost
         self._starting = threading.Lock()
         self._watched: set[int] = set()  # ids of models inside a watch block
         self._tested: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -99,9 +105,12 @@ class Monitor:
     ) -> Monitor:
         """As :meth:`from_yaml`, from settings at hand.
 
-        ``observer`` sees every judged row, ``on_decision`` every action that a rule asks for.
+        ``observer`` sees every judged row, ``on_decision`` every action that a rule asks for;
+        both only where this process decodes (placement ``inline``).
         """
         health = Health()
+        if settings.capture.placement != "inline":
+            return cls._outside(settings, health, console, observer or on_decision)
         problems: list[Problem] = []
         parts = collect(problems, lambda: load_parts(settings, health))
         if settings.record.dir is not None:
@@ -116,11 +125,33 @@ class Monitor:
             raise ConfigurationError(problems)
         return cls(settings, parts, sinks, health, observer, on_decision)
 
+    @classmethod
+    def _outside(
+        cls, settings: Settings, health: Health, console: Console | None, callback: object
+    ) -> Monitor:
+        """The monitor of a process whose rows are decoded by workers."""
+        if callback is not None:
+            place = Mark(f"capture.placement {settings.capture.placement}")
+            mend = "poll should_stop and verdict, or set the placement to inline"
+            message = "observer and on_decision hear nothing of what workers do"
+            raise ConfigurationError([Problem(place, message, mend)])
+        from nae_monitor.placement import open_outpost
+
+        outpost = open_outpost(settings, health, console=console)
+        atexit.register(outpost.close, EXIT_DEADLINE_S)
+        return cls(settings, None, None, health, outpost=outpost)
+
     def sibling(self, settings: Settings) -> Monitor:
-        """Another monitor over the same decoder and rules, with counters and sinks of its own."""
+        """Another monitor over the same decoder and rules, with counters and sinks of its own.
+
+        Raises:
+            UnsupportedError: this one's decoder and rules are in other processes.
+        """
         health = Health()
-        sinks = build_sinks(settings.alert, settings.privacy, health)
-        return Monitor(settings, self._parts, sinks, health)
+        parts = self._own_parts()
+        return Monitor(
+            settings, parts, build_sinks(settings.alert, settings.privacy, health), health
+        )
 
     @contextmanager
     def watch(self, model: Any, tokenizer: Any) -> Iterator[None]:
@@ -193,21 +224,28 @@ class Monitor:
         end_s = time.monotonic() + deadline_s
         with self._starting:
             self._closed = True
-        if self._pipeline is not None and self._parts.live is not None:
-            self._parts.live.stop()
+        if self._outpost is not None:
+            atexit.unregister(self._outpost.close)
+            return self._outpost.close(deadline_s)
+        parts = self._own_parts()
+        if self._pipeline is not None and parts.live is not None:
+            parts.live.stop()
         done = True
         if self._pipeline is not None:
             done = self._pipeline.close(deadline_s * (1 - SINKS_SHARE))
-        delivered = self._sinks.close(max(SINKS_SHARE * deadline_s, end_s - time.monotonic()))
+        left_s = max(SINKS_SHARE * deadline_s, end_s - time.monotonic())
+        delivered = self._sinks is None or self._sinks.close(left_s)
         atexit.unregister(self._close_at_exit)
         return delivered and done
 
     def sink_stats(self) -> Mapping[str, Mapping[str, int]]:
         """Accepted, delivered and dropped alerts of each sink."""
-        return self._sinks.stats()
+        if self._outpost is not None:
+            return self._outpost.sink_stats()
+        return self._sinks.stats() if self._sinks is not None else {}
 
     def _tap(self, model: Any, tokenizer: Any) -> TransformersTap:
-        layer = self._parts.decoder.layer
+        layer = (self._outpost or self._own_parts().decoder).layer
         inner = inner_model(model)
         pipeline = self._started(tokenizer)
         listener = pipeline.listener(TokenText(tokenizer))
@@ -225,27 +263,35 @@ class Monitor:
             stopping=pipeline.brake if pipeline.brake.enforces else None,
         )
 
-    def _started(self, tokenizer: Any) -> Pipeline:
+    def _own_parts(self) -> Parts:
+        if self._parts is None:
+            raise UnsupportedError("this monitor's decoder and rules are in worker processes")
+        return self._parts
+
+    def _started(self, tokenizer: Any) -> Belt:
         with self._starting:
             if self._closed:
                 raise UnsupportedError("this monitor is closed; make another to watch a model")
             if self._pipeline is None:
+                parts, sinks = self._own_parts(), self._sinks
+                if sinks is None:
+                    raise UnsupportedError("this monitor has no sinks")
                 recorded = self.settings.record.dir is not None
                 special = sorted(tokenizer.all_special_ids) if recorded else []
                 self._pipeline = Pipeline(
                     self.settings,
                     self.health,
-                    screen=screen_of(self.settings, self._parts.directions),
-                    decoder=self._parts.decoder,
-                    judge=self._parts.live or self._parts.judge,
-                    rules=self._parts.rules_in_force,
+                    screen=screen_of(self.settings, parts.directions),
+                    decoder=parts.decoder,
+                    judge=parts.live or parts.judge,
+                    rules=parts.rules_in_force,
                     on_decision=self._on_decision,
-                    sinks=self._sinks,
+                    sinks=sinks,
                     open_recorder=(lambda: self._open_recording(special)) if recorded else None,
                     observer=self._observer,
                 )
-                if self._parts.live is not None and self.settings.detect.reload_s is not None:
-                    self._parts.live.start(self.settings.detect.reload_s)
+                if parts.live is not None and self.settings.detect.reload_s is not None:
+                    parts.live.start(self.settings.detect.reload_s)
                 atexit.register(self._close_at_exit)
             return self._pipeline
 
@@ -253,29 +299,12 @@ class Monitor:
         self.close(EXIT_DEADLINE_S)
 
     def _open_recording(self, special_token_ids: list[int]) -> RecordingWriter:
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-        directory = Path(self.settings.record.dir or "") / name
-        writer = RecordingWriter(
-            directory,
-            manifest={
-                "model": self.settings.target.model,
-                "layer": self._parts.decoder.layer,
-                "nla_id": self._parts.decoder.nla_id,
-                "rules_sha256": self._parts.rules_in_force().fingerprint,
-                "keep": self.settings.record.keep,
-                "special_token_ids": special_token_ids,
-                "nae_monitor": __version__,
-            },
-            d_model=self._parts.decoder.d_model,
-            vector_dtype=self.settings.capture.vector_dtype,
-            content=self.settings.privacy.content,
-            hmac_key=content_key(self.settings.privacy),
-        )
-        self.recording = directory
+        writer = open_live_recording(self.settings, self._own_parts(), special_token_ids)
+        self.recording = writer.directory
         return writer
 
     def _refuse_other_width(self, model: Any) -> None:
-        expected = self._parts.decoder.d_model
+        expected = (self._outpost or self._own_parts().decoder).d_model
         config: Any = getattr(model, "config", None)
         if hasattr(config, "get_text_config"):
             config = config.get_text_config()

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from nae_monitor.binding import bind, bind_kinds
 from nae_monitor.errors import ConfigurationError, Problem
+from nae_monitor.placement_settings import ActivationsSettings, IpcSettings
 from nae_monitor.strict_yaml import Document, read_document
 
 SinkKind = Literal["console", "jsonl", "otel", "kafka", "webhook"]
@@ -56,7 +57,10 @@ class CaptureSettings:
 
     phases: tuple[Literal["prompt", "completion"], ...] = ("prompt", "completion")
     min_position: int = 10  # tokens; earlier positions decode to the prior
-    placement: Literal["inline"] = "inline"
+    # inline: this process decodes too; ipc, kafka: `nae-monitor worker` does
+    placement: Literal["inline", "ipc", "kafka"] = "inline"
+    # Where monitoring cannot start: refuse to serve, or serve unmonitored and say so by an alert.
+    on_failure: Literal["refuse", "serve"] = "refuse"
     vector_dtype: Literal["float16", "float32"] = "float16"
     queue_bytes: int = 64 * 1024 * 1024
 
@@ -332,6 +336,8 @@ class Settings:
     actions: ActionSettings = field(default_factory=ActionSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    ipc: IpcSettings = field(default_factory=IpcSettings)  # for placement ipc
+    activations: ActivationsSettings = field(default_factory=ActivationsSettings)  # for kafka
 
     @classmethod
     def from_yaml(cls, path: Path | str, text: str | None = None) -> Settings:

@@ -88,7 +88,9 @@ class OtelSink(RetryingSink):
     def _open(self) -> _Output:
         telemetry = self._open_telemetry()
         meter = telemetry.meter_provider.get_meter(SCOPE, PACKAGE_VERSION)
-        register_counters(meter, self._health.counters, lambda: self._sink_stats())
+        register_counters(
+            meter, self._health.counters, lambda: self._sink_stats(), self._health.gauges
+        )
         return _Output(
             telemetry,
             telemetry.tracer_provider.get_tracer(SCOPE, PACKAGE_VERSION),

@@ -15,6 +15,8 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "dropped.": ("nae.tokens.dropped", "nae.reason", "Tokens dropped by reason"),
     "failed.": ("nae.failures", "nae.component", "Failures kept away from the host"),
     "actions.": ("nae.actions", "nae.outcome", "Rules' actions by kind and what came of them"),
+    "ipc.": ("nae.ipc", "nae.event", "Frames and links between servers and workers"),
+    "activations.": ("nae.activations", "nae.event", "Frames on the topic of activations"),
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
 }
 
@@ -27,8 +29,10 @@ GAUGES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def register_counters(meter: Meter, counters: Counters, sink_stats: SinkStats) -> None:
-    """Make the observable instruments; they hold on to the two callables."""
+def register_counters(
+    meter: Meter, counters: Counters, sink_stats: SinkStats, gauges: Counters
+) -> None:
+    """Make the observable instruments; they hold on to the three callables."""
     for prefix, (name, attribute, description) in FAMILIES.items():
         meter.create_observable_counter(
             name,
@@ -39,6 +43,14 @@ def register_counters(meter: Meter, counters: Counters, sink_stats: SinkStats) -
 
     for count, (name, unit, description) in GAUGES.items():
         meter.create_observable_gauge(name, [_gauge(count, sink_stats)], unit, description)
+
+    def lag(_: CallbackOptions) -> Iterable[Observation]:
+        if "activations.lag_records" in gauges():
+            yield Observation(gauges()["activations.lag_records"])
+
+    meter.create_observable_gauge(
+        "nae.activations.lag", [lag], "{record}", "Records on the topic that no worker has read yet"
+    )
 
 
 def _gauge(count: str, sink_stats: SinkStats) -> Callable[[CallbackOptions], Iterable[Observation]]:

@@ -23,6 +23,7 @@ from nae_monitor.cli.replay import replay, report
 from nae_monitor.cli.rules import rules_app
 from nae_monitor.cli.screen import screen_app
 from nae_monitor.cli.terminal import error_line, errors
+from nae_monitor.cli.worker import worker
 from nae_monitor.errors import ConfigurationError, NaeMonitorError
 
 INTERRUPTED = 130
@@ -59,6 +60,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(replay)
 app.command()(report)
+app.command()(worker)
 app.command()(doctor)
 app.add_typer(record_app, name="record")
 app.add_typer(rules_app, name="rules")

@@ -42,7 +42,15 @@ def doctor(
 
 
 def _checks(config: Path | None, fetch: bool) -> Iterator[Check]:
-    from nae_monitor.cli.checks import environment, models, places, problem_checks, rules, sinks
+    from nae_monitor.cli.checks import (
+        environment,
+        models,
+        places,
+        problem_checks,
+        rules,
+        sinks,
+        workers,
+    )
 
     quiet_libraries()
     yield from environment()
@@ -58,6 +66,7 @@ def _checks(config: Path | None, fetch: bool) -> Iterator[Check]:
     yield from rules(settings)
     yield from sinks(settings)
     yield from places(settings)
+    yield from workers(settings)
 
 
 def _settings_check(config: Path | None) -> Check:

@@ -19,6 +19,7 @@ from nae_monitor.cli.terminal import (
     printable,
     quiet_libraries,
 )
+from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.settings import RecordSettings, Settings
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ def record_prompts(
 ) -> None:
     """As generate, and record the activations; print where the recording is."""
     settings = settings_from(config)
+    if settings.capture.placement != "inline":
+        place = Mark(f"capture.placement {settings.capture.placement}")
+        mend = "set record.dir for the workers and use generate, or set the placement to inline"
+        raise ConfigurationError([Problem(place, "workers write the recordings", mend)])
     settings = replace(settings, record=RecordSettings(str(out), settings.record.keep))
     where = _run(settings, read_prompts(prompts), Limits(max_new_tokens, wait_s), as_json)
     if where is not None and as_json:

@@ -1,6 +1,6 @@
 """decode: the Natural Language Autoencoder, from checkpoint contract to measured explanations."""
 
-from nae_monitor.decode.checkpoint import open_ar, open_av, open_pair
+from nae_monitor.decode.checkpoint import open_ar, open_av, open_pair, read_ar_contract
 from nae_monitor.decode.contract import (
     ArCheckpoint,
     ArContract,
@@ -36,6 +36,7 @@ __all__ = [
     "open_ar",
     "open_av",
     "open_pair",
+    "read_ar_contract",
     "screen_vectors",
     "write_merged_ar",
     "write_merged_av",

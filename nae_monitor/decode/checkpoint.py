@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nae_monitor.decode.contract import ArCheckpoint, AvCheckpoint
+from nae_monitor.decode.contract import ArCheckpoint, ArContract, AvCheckpoint
 from nae_monitor.decode.side_files import read_head, read_reference
 from nae_monitor.decode.sidecar import AR_LAYER_KEYS, Fields, open_sidecar, read_ar, read_av
 from nae_monitor.decode.tokens import av_prompt, check_ar_prompt, load_tokenizer
@@ -62,6 +62,20 @@ def open_ar(directory: Path, resolve_base: ResolveBase) -> ArCheckpoint:
     if problems or checkpoint is None:
         raise CheckpointError(problems)
     return checkpoint
+
+
+def read_ar_contract(directory: Path) -> ArContract:
+    """The sidecar of a reconstructor alone: for a process that captures and decodes nothing.
+
+    Raises:
+        CheckpointError: every problem of the sidecar.
+    """
+    problems: list[Problem] = []
+    opened = open_sidecar(directory, "ar", "critic", problems)
+    contract = read_ar(*opened, directory) if opened is not None else None
+    if problems or contract is None:
+        raise CheckpointError(problems)
+    return contract
 
 
 def _open_av(

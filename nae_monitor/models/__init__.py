@@ -14,13 +14,19 @@ from nae_monitor.models.wheels import WheelPin, extract_members, fetch_wheel
 
 if TYPE_CHECKING:
     from nae_monitor.models.encoder import Encoder, load_encoder
-    from nae_monitor.models.target import Target, load_target, resolve_target
+    from nae_monitor.models.target import (
+        Target,
+        load_target,
+        load_target_tokenizer,
+        resolve_target,
+    )
 
 _LAZY = {
     "Encoder": "encoder",
     "load_encoder": "encoder",
     "Target": "target",
     "load_target": "target",
+    "load_target_tokenizer": "target",
     "resolve_target": "target",
 }
 
@@ -33,6 +39,7 @@ __all__ = [
     "fetch_wheel",
     "load_encoder",
     "load_target",
+    "load_target_tokenizer",
     "resolve_nla",
     "resolve_target",
 ]

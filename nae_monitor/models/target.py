@@ -98,6 +98,21 @@ def load_target(
     )
 
 
+def load_target_tokenizer(name: str) -> Any:
+    """The tokenizer of a target model alone, for a process that never runs the model.
+
+    Raises:
+        ModelError: as :func:`load_target`.
+    """
+    from transformers import AutoTokenizer
+
+    directory = resolve_target(name)
+    with _load_errors(directory):
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+
+
 @contextmanager
 def _load_errors(directory: Path) -> Iterator[None]:
     from safetensors import SafetensorError

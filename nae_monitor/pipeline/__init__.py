@@ -2,6 +2,7 @@
 
 ::
 
+    belt.py             owns the queue and the thread, and ends them in order
     serving threads     serving.py    screen, start a copy, offer to the queue; never wait
                         byte_queue    bounded in bytes
     background thread   worker.py     decode (decoding.py), judge; effects only through the gate

@@ -16,7 +16,14 @@ from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.decoding import DecodeStage
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Emitter, Outcomes
-from nae_monitor.pipeline.ports import AlertSink, Clock, Judging, Observer, OnDecision
+from nae_monitor.pipeline.ports import (
+    AlertSink,
+    Clock,
+    Judging,
+    Observer,
+    OnConcluded,
+    OnDecision,
+)
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.serving import ServingSide
@@ -44,26 +51,35 @@ class Given:
     clock: Clock
     rules: Callable[[], RuleSet]
     on_decision: OnDecision | None
+    on_concluded: OnConcluded | None
 
 
 class Shared:
     """What both sides of the queue work with."""
 
-    def __init__(self, given: Given) -> None:
-        settings, health, clock = given.settings, given.health, given.clock
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        *,
+        sinks: AlertSink,
+        clock: Clock,
+        rules: Callable[[], RuleSet],
+        nla_id: str,
+    ) -> None:
         self.queue: ByteQueue[Row | Ended] = ByteQueue(settings.capture.queue_bytes)
         self.gate = Gate()
         self.requests = Requests(health, settings.policy)
-        self.emit = Emitter(given.sinks, health, clock)
+        self.emit = Emitter(sinks, health, clock)
         self.blindness = Blindness(
             health,
             clock,
             model=settings.target.model,
-            nla_id=given.decoder.nla_id,
+            nla_id=nla_id,
             sequence=_SEQUENCE,
             emit=self.emit,
         )
-        self.brake = Brake(settings.actions, health, self.requests, given.rules, clock)
+        self.brake = Brake(settings.actions, health, self.requests, rules, clock)
 
 
 def build_outcomes(given: Given, shared: Shared) -> Outcomes:
@@ -88,6 +104,7 @@ def build_outcomes(given: Given, shared: Shared) -> Outcomes:
         rules=given.rules,
         acting=acting,
         brake=shared.brake,
+        on_concluded=given.on_concluded,
     )
 
 
@@ -109,16 +126,24 @@ def build_worker(given: Given, shared: Shared, outcomes: Outcomes) -> Worker:
     )
 
 
-def build_serving(given: Given, shared: Shared, start_worker: Callable[[], None]) -> ServingSide:
+def build_serving(
+    settings: Settings,
+    health: Health,
+    shared: Shared,
+    *,
+    screen: Screen,
+    clock: Clock,
+    start_worker: Callable[[], None],
+) -> ServingSide:
     """What runs in the serving threads; ``start_worker`` is called with the first request."""
     return ServingSide(
-        given.settings.capture,
-        given.health,
-        screen=given.screen,
+        settings.capture,
+        health,
+        screen=screen,
         requests=shared.requests,
         queue=shared.queue,
         blindness=shared.blindness,
-        clock=given.clock,
+        clock=clock,
         start_worker=start_worker,
         brake=shared.brake,
     )

@@ -92,6 +92,17 @@ class Brake:
             self._changed.notify_all()
         return StopOutcome.REQUESTED, ""
 
+    def ordered_elsewhere(self, turn: Turn, position: int, within_tokens: int | None) -> None:
+        """Take over the order to end a turn that the brake of another process has given."""
+        with self._changed:
+            order = turn.stop_order
+            if order is None or order.outcome is StopOutcome.REFUSED:
+                order = StopOrder([])
+            if within_tokens is not None:
+                order.limits.append((position, within_tokens))
+            turn.stop_order = order
+            self._changed.notify_all()
+
     def known(self, turn: Turn, rule_id: str) -> StopOutcome:
         """What is known now of a rule's order to end a turn."""
         order = turn.stop_orders.get(rule_id)

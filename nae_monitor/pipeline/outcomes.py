@@ -10,7 +10,7 @@ from nae_monitor.health import Health
 from nae_monitor.pipeline.acting import Acting
 from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.circuit import Circuit
-from nae_monitor.pipeline.ports import AlertSink, Clock
+from nae_monitor.pipeline.ports import AlertSink, Clock, OnConcluded
 from nae_monitor.pipeline.recorder import Recorder
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.turn import Row, Turn
@@ -62,7 +62,9 @@ class Outcomes:
         rules: Callable[[], RuleSet],
         acting: Acting,
         brake: Brake,
+        on_concluded: OnConcluded | None = None,
     ) -> None:
+        self._on_concluded = on_concluded
         self._acting = acting
         self._brake = brake
         self._health = health
@@ -204,7 +206,10 @@ class Outcomes:
             if not self._recorder.request(turn, self._requests.weighed(turn)):
                 self._requests.lost(turn, NOT_RECORDED)
         finally:
-            self._requests.conclude(turn)
+            concluded = self._requests.conclude(turn)
+            if self._on_concluded is not None:
+                with self._health.guard("concluded"):
+                    self._on_concluded(turn, concluded)
 
     def over(self, why: str) -> None:
         """Nothing comes any more: tell what is known of every request under way."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nae_monitor.detect import Decision
+from nae_monitor.pipeline.requests import Concluded
+from nae_monitor.pipeline.turn import Turn
 from nae_monitor.records import Activation, Alert, Decoding, Finding, Transcript
 
 Clock = Callable[[], float]  # seconds, monotonic
@@ -22,6 +24,10 @@ A server of another kind aborts the request here, and says what came of it: True
 generation was ended, False that it will not be (the order is then withdrawn), None that it is not
 known yet; :meth:`nae_monitor.monitor.Monitor.confirm_stop` tells it later.
 """
+
+
+OnConcluded = Callable[[Turn, Concluded | None], None]
+"""Is told what each turn came to, on the background thread; None where it was given up before."""
 
 
 class Judging(Protocol):

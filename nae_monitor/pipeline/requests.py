@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nae_monitor.health import Health
@@ -30,8 +30,17 @@ class _Watched:
     turns: list[Turn] = field(default_factory=list)  # not concluded yet
     started: int = 0  # turns ever
     findings: list[Finding] = field(default_factory=list)
+    told: int = 0  # of the findings, how many :meth:`Requests.conclude` has returned
     losses: Counter[str] = field(default_factory=Counter)
     verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """What a request has come to, as one of its turns is worked off."""
+
+    findings: tuple[Finding, ...]  # since the turn before
+    losses: Mapping[str, int]  # of the request, all turns: reasons, and how often
 
 
 @dataclass(slots=True)
@@ -62,8 +71,8 @@ class Requests:
 
     # -- the serving thread -----------------------------------------------------------------
 
-    def started(self, request: Request, prompt_ids: tuple[int, ...], text: TokenText) -> None:
-        """Begin a request, or a further turn of one."""
+    def started(self, request: Request, prompt_ids: tuple[int, ...], text: TokenText) -> Turn:
+        """Begin a request, or a further turn of one; the turn."""
         request_id = request.request_id
         # Tokens in a cache that was filled out of sight have positions but no known ids.
         text_known = not self._health.counted("tokens.cached", request_id)
@@ -81,6 +90,7 @@ class Requests:
             if len(self._live) > LIVE_LIMIT:
                 self._give_up(next(iter(self._live.values())), "too many requests were under way")
         self._health.count(STARTED, request_id=request_id)
+        return turn
 
     def turn(self, request_id: str) -> Turn | None:
         """The turn that rows and tokens of ``request_id`` belong to now."""
@@ -124,6 +134,19 @@ class Requests:
             if watched is not None:
                 watched.losses[why] += 1
 
+    def losses(self, turn: Turn) -> dict[str, int]:
+        """The reasons so far for which the turn's request is not clean, and how often each."""
+        with self._changed:
+            watched = self._of(turn)
+            return {} if watched is None else dict(watched.losses)
+
+    def lost_elsewhere(self, turn: Turn, losses: Mapping[str, int]) -> None:
+        """Take over what another process knows of lost things; told twice they count once."""
+        with self._changed:
+            watched = self._of(turn)
+            if watched is not None:
+                watched.losses |= Counter(losses)
+
     def weighed(self, turn: Turn) -> Verdict:
         """What would be said of the turn's request if nothing more came."""
         with self._changed:
@@ -133,15 +156,29 @@ class Requests:
             more = ("a further turn has begun",) if len(watched.turns) > 1 else ()
             return self._weigh(watched, *more)
 
-    def conclude(self, turn: Turn) -> None:
-        """The turn is worked off; the last one of a request publishes its verdict."""
+    def conclude(self, turn: Turn) -> Concluded | None:
+        """The turn is worked off; the last one of a request publishes its verdict.
+
+        Returns:
+            None where the request was given up before.
+        """
         with self._changed:
             watched = self._of(turn)
             if watched is None:
-                return
+                return None
+            concluded = Concluded(tuple(watched.findings[watched.told :]), dict(watched.losses))
+            watched.told = len(watched.findings)
             watched.turns.remove(turn)
             if not watched.turns:
                 self._publish(watched, self._weigh(watched))
+            return concluded
+
+    def forget(self, request_id: str) -> None:
+        """Drop a finished request; one under way stays."""
+        with self._changed:
+            watched = self._done.pop(request_id, None)
+            if watched is not None:
+                self._leave(watched)
 
     def end(self, why: str) -> None:
         """Nothing will be worked off any more: publish every request that is under way."""

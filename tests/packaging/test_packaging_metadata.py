@@ -64,7 +64,7 @@ def test_the_package_list_is_that_of_the_folders() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    declared = set(requirements("train", "otlp", "remote", "ray"))
+    declared = set(requirements("train", "otlp", "remote", "ray", "ipc"))
     assert imported_distributions(ROOT / "nae_monitor") - declared == set()
 
 

@@ -17,6 +17,7 @@ CONTRACT = {
     "errors",
     "health",
     "settings",
+    "placement_settings",
     "binding",
     "strict_yaml",
     "models",

@@ -6,5 +6,15 @@ from nae_monitor.cli.checks.models import models
 from nae_monitor.cli.checks.places import places
 from nae_monitor.cli.checks.rules import rules
 from nae_monitor.cli.checks.sinks import sinks
+from nae_monitor.cli.checks.workers import workers
 
-__all__ = ["Check", "environment", "models", "places", "problem_checks", "rules", "sinks"]
+__all__ = [
+    "Check",
+    "environment",
+    "models",
+    "places",
+    "problem_checks",
+    "rules",
+    "sinks",
+    "workers",
+]

@@ -1,0 +1,297 @@
+"""A worker's socket: serving processes come, tell of their turns, and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import zmq
+from filelock import FileLock, Timeout
+
+from nae_monitor.errors import ConfigurationError, Mark, Problem
+from nae_monitor.health import Health
+from nae_monitor.pipeline.circuit import Circuit
+from nae_monitor.placement.carrier import Captured
+from nae_monitor.placement.frame import (
+    MAX_FRAME_BYTES,
+    SEQUENCE_MODULUS,
+    VERSION,
+    Frame,
+    FrameError,
+    Kind,
+    VersionError,
+    pack,
+    unpack,
+)
+from nae_monitor.placement.greetings import Hello, Welcome
+from nae_monitor.placement.link import BEATS
+from nae_monitor.placement.private import make_private
+from nae_monitor.placement.reception import Guest
+from nae_monitor.placement_settings import IpcSettings, socket_path
+
+POLL_MS = 20  # how long an answer may wait for the thread that owns the socket
+READ_FRAMES = 256  # in one go
+MAX_GUESTS = 256
+MAX_ANSWERS = 100_000  # waiting for room; more are dropped and counted
+
+
+class Turns(Protocol):
+    """What is done with frames about turns; see :class:`Reception`."""
+
+    def take(self, guest: Guest, frame: Frame) -> None:
+        """A frame about a turn; FrameError where it is not as it should be."""
+        ...
+
+    def torn(self, guest: Guest) -> None:
+        """Frames of a guest went missing."""
+        ...
+
+    def leave(self, guest: Guest, finished_unix_ns: int) -> None:
+        """A guest is gone."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Visit:
+    """A guest at its address, from greeting to end."""
+
+    address: bytes
+    guest: Guest
+    heard_s: float
+    read: int = 1  # frames, the greeting included
+    sent: int = 0
+
+
+class Receiver:
+    """Binds one endpoint. :meth:`answer` may be called from any thread, the rest from one.
+
+    Raises:
+        ConfigurationError: the endpoint is in use, or its directory is not private.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        captured: Captured,
+        nla_id: str,
+        settings: IpcSettings,
+        health: Health,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = uuid.uuid4().hex
+        self._endpoint = endpoint
+        self._captured = captured
+        self._nla_id = nla_id
+        self._settings = settings
+        self._health = health
+        self._clock = clock
+        self._circuit = Circuit("ipc.receiver", health, clock)
+        self._visits: dict[bytes, _Visit] = {}
+        self._answers: deque[tuple[Guest, Kind, dict[str, Any]]] = deque()
+        self._beat_s = clock()
+        self._taking = threading.Event()
+        self._lock = _claim(endpoint)
+        self._context = zmq.Context(1)
+        self._socket = self._bound()
+        self._turns: Turns | None = None
+
+    # -- any thread -----------------------------------------------------------------------------
+
+    def answer(self, guest: Guest, kind: Kind, header: dict[str, Any]) -> None:
+        """Send a message to a guest, soon; dropped and counted where it is gone."""
+        if len(self._answers) >= MAX_ANSWERS:
+            self._health.count("ipc.answers_dropped")
+            return
+        self._answers.append((guest, kind, header))
+
+    def guests(self) -> list[Guest]:
+        """All serving processes that are here now."""
+        return [visit.guest for visit in list(self._visits.values())]
+
+    def take_no_more(self) -> None:
+        """Turn away whoever greets from now on, and every further frame."""
+        self._taking.clear()
+
+    # -- the receiving thread -------------------------------------------------------------------
+
+    def run(self, turns: Turns, stopping: threading.Event) -> None:
+        """Receive until ``stopping`` is set, then say goodbye and close the socket."""
+        self._turns = turns
+        self._taking.set()
+        try:
+            while not stopping.is_set():
+                self._socket.poll(POLL_MS)
+                with self._circuit.guard():
+                    self._step()
+            with self._circuit.guard():
+                self._flush()
+                for visit in self._visits.values():
+                    self._send(visit, Kind.BYE, {})
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Free the endpoint."""
+        self._socket.close(500)
+        self._context.term()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _step(self) -> None:
+        for _ in range(READ_FRAMES):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._receive(parts)
+        self._flush()
+        self._look_after()
+
+    def _receive(self, parts: list[bytes]) -> None:
+        address = parts[0]
+        try:
+            if len(parts) != 2:
+                raise FrameError("a message has one part")
+            frame = unpack(parts[1])
+            if frame.kind is Kind.HELLO:
+                self._greet(address, Hello.read(frame))
+            else:
+                self._hear(address, frame)
+        except VersionError as error:
+            self._health.count("ipc.refused")
+            self._reject(
+                address,
+                f"the serving process speaks protocol version {error.version}, not {VERSION}",
+            )
+        except FrameError:
+            self._health.count("ipc.malformed_frames")
+
+    def _greet(self, address: bytes, hello: Hello) -> None:
+        why = self._refusal(hello)
+        if why:
+            self._health.count("ipc.refused")
+            self._reject(address, why)
+            return
+        for visit in list(self._visits.values()):  # it lost us, and begins anew
+            if visit.address == address or visit.guest.process == hello.process:
+                self._part(visit)
+        visit = _Visit(address, Guest(hello.process), self._clock())
+        self._visits[address] = visit
+        self._send(visit, Kind.WELCOME, Welcome(self.name, self._nla_id).header())
+
+    def _refusal(self, hello: Hello) -> str:
+        mine = self._captured
+        theirs = Captured(hello.model, hello.layer, hello.d_model)
+        if not self._taking.is_set():
+            return "the worker is ending"
+        if len(self._visits) >= MAX_GUESTS:
+            return f"the worker has {MAX_GUESTS} serving processes already"
+        if theirs != mine:
+            return (
+                f"the worker reads width {mine.d_model} at layer {mine.layer} of "
+                f"{mine.model}, the serving process captures width {theirs.d_model} at layer "
+                f"{theirs.layer} of {theirs.model}"
+            )
+        return ""
+
+    def _hear(self, address: bytes, frame: Frame) -> None:
+        visit = self._visits.get(address)
+        if visit is None:
+            self._push(address, pack(Kind.STRANGER, {}))
+            return
+        visit.heard_s = self._clock()
+        if frame.sequence != visit.read:
+            self._health.count("ipc.frames_lost", (frame.sequence - visit.read) % SEQUENCE_MODULUS)
+            self._of_turns.torn(visit.guest)
+        visit.read = (frame.sequence + 1) % SEQUENCE_MODULUS
+        if frame.kind is Kind.BYE:
+            self._part(visit)
+        elif frame.kind is not Kind.BEAT and self._taking.is_set():
+            self._health.count("ipc.frames_taken")
+            self._of_turns.take(visit.guest, frame)
+
+    def _part(self, visit: _Visit) -> None:
+        del self._visits[visit.address]
+        self._of_turns.leave(visit.guest, time.time_ns())
+
+    def _look_after(self) -> None:
+        now_s, liveness_s = self._clock(), self._settings.liveness_s
+        for visit in list(self._visits.values()):
+            if now_s - visit.heard_s > liveness_s:
+                self._health.count("ipc.guests_lost")
+                self._part(visit)
+        if now_s - self._beat_s >= liveness_s / BEATS:
+            self._beat_s = now_s
+            for visit in self._visits.values():
+                self._send(visit, Kind.BEAT, {})
+
+    def _flush(self) -> None:
+        """Send what waits; what finds no room now is tried again."""
+        present = {visit.guest: visit for visit in self._visits.values()}
+        for _ in range(len(self._answers)):
+            guest, kind, header = self._answers.popleft()
+            visit = present.get(guest)
+            if visit is None:
+                self._health.count("ipc.answers_dropped")
+            elif not self._send(visit, kind, header):
+                self._answers.append((guest, kind, header))
+
+    def _send(self, visit: _Visit, kind: Kind, header: dict[str, Any]) -> bool:
+        if not self._push(visit.address, pack(kind, header, sequence=visit.sent)):
+            return False
+        visit.sent = (visit.sent + 1) % SEQUENCE_MODULUS
+        return True
+
+    def _reject(self, address: bytes, why: str) -> None:
+        self._push(address, pack(Kind.REFUSED, {"reason": why}))
+
+    def _push(self, address: bytes, data: bytes) -> bool:
+        try:
+            self._socket.send_multipart([address, data], zmq.NOBLOCK)
+        except zmq.ZMQError:  # no room, or it is gone
+            return False
+        return True
+
+    @property
+    def _of_turns(self) -> Turns:
+        if self._turns is None:
+            raise RuntimeError("the receiver is not running")
+        return self._turns
+
+    def _bound(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.RCVHWM, self._settings.high_water_frames)
+        socket.setsockopt(zmq.SNDHWM, self._settings.high_water_frames)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        try:
+            socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            self._context.term()
+            raise _in_use(self._endpoint, str(error)) from error
+        return socket
+
+
+def _claim(endpoint: str) -> FileLock | None:
+    """The right to an endpoint's file: ZeroMQ would take it from a worker that lives."""
+    path = socket_path(endpoint)
+    if path is None:
+        return None
+    make_private(path.parent)
+    lock = FileLock(f"{path}.lock", timeout=0, mode=0o600, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise _in_use(endpoint, "another worker listens there") from error
+    return lock
+
+
+def _in_use(endpoint: str, why: str) -> ConfigurationError:
+    mend = "name an endpoint a worker in ipc.endpoints, and start each with its --number"
+    return ConfigurationError([Problem(Mark(f"ipc {endpoint}"), why, mend)])
