@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nae_monitor.alert import Sinks, build_sinks
-from nae_monitor.capture import RequestContext, TransformersTap, request_scope, self_test
+from nae_monitor.capture import CaptureListener, RequestContext, TransformersTap, request_scope, self_test
 from nae_monitor.capture.blocks import inner_model
 from nae_monitor.errors import (
     CheckpointError,
@@ -177,6 +177,25 @@ class Monitor:
                 yield
         finally:
             self._watched.discard(id(inner))
+
+    @property
+    def layer(self) -> int:
+        """K: the NLA pair reads ``hidden_states[K]``."""
+        return self._parts.decoder.layer
+
+    @property
+    def d_model(self) -> int:
+        """Width of the vectors that the NLA pair reads."""
+        return self._parts.decoder.d_model
+
+    def listener(self, tokenizer: Any) -> CaptureListener:
+        """For the tap of another server, which tests itself: what to tell of its rows.
+
+        Raises:
+            UnsupportedError: this monitor is closed.
+            ConfigurationError: the recording cannot be written.
+        """
+        return self._started(tokenizer).listener(TokenText(tokenizer))
 
     def request(
         self,

@@ -104,6 +104,14 @@ class ScreenSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """The plugin of integrations/vllm."""
+
+    # auto: the first of the three whose self-test passes
+    tap: Literal["auto", "op", "aux", "hooks"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class DetectSettings:
     """Rule files or directories (``builtin`` is the shipped pack) and the sentence encoder.
 
@@ -338,6 +346,7 @@ class Settings:
     policy: PolicySettings = field(default_factory=PolicySettings)
     ipc: IpcSettings = field(default_factory=IpcSettings)  # for placement ipc
     activations: ActivationsSettings = field(default_factory=ActivationsSettings)  # for kafka
+    vllm: VllmSettings = field(default_factory=VllmSettings)
 
     @classmethod
     def from_yaml(cls, path: Path | str, text: str | None = None) -> Settings:

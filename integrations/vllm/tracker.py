@@ -1,0 +1,224 @@
+"""From passes to rows: requests under way, each row once, and the ledger of each request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nae_monitor.capture import CaptureListener
+from nae_monitor.health import Health
+from nae_monitor.integrations.vllm.identity import request_of
+from nae_monitor.integrations.vllm.passes import Part
+from nae_monitor.records import Phase, Request, RowBatch
+from nae_monitor.settings import CaptureSettings
+
+
+@dataclass(slots=True)
+class Live:
+    """One request under way."""
+
+    request: Request
+    prompt_tokens: int
+    stop_token_ids: frozenset[int]
+    next_position: int = 0  # every position below it was seen
+    ended: bool = False  # its last token was seen; what still comes is the scheduler running ahead
+    sampled: int | None = None  # the newest token, which no pass has taken in yet
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows of one pass that the settings ask for."""
+
+    requests: list[Request] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # in the pass's buffer
+
+
+class Tracker:
+    """Maps the passes of one engine to rows. For one thread.
+
+    Args:
+        listener: is told everything.
+        health: counts ``tokens.seen``, ``tokens.excluded``, ``tokens.cached``, ``dropped.*`` a
+            request, and ``capture.recomputed_tokens`` and ``capture.extra_tokens`` in all.
+        settings: phases and the first position wanted.
+        layer: K.
+        model_name: goes into every request.
+    """
+
+    def __init__(
+        self,
+        listener: CaptureListener,
+        health: Health,
+        settings: CaptureSettings,
+        *,
+        layer: int,
+        model_name: str,
+    ) -> None:
+        self._listener = listener
+        self._health = health
+        self._settings = settings
+        self._layer = layer
+        self._model_name = model_name
+        self._live: dict[str, Live] = {}
+
+    @property
+    def live(self) -> Sequence[str]:
+        """Requests under way."""
+        return tuple(self._live)
+
+    def begin(self, new: Any) -> None:
+        """Note a request the scheduler hands out (``NewRequestData``).
+
+        A known one comes again after it was preempted, and goes on.
+        """
+        if new.req_id in self._live:
+            return
+        prompt = tuple(new.prompt_token_ids or ())
+        params = new.sampling_params
+        request = request_of(new.req_id, getattr(params, "extra_args", None), self._model_name)
+        live = Live(request, new.prompt_len, stop_tokens(params))
+        self._live[new.req_id] = live
+        self._cached(live, new.num_computed_tokens)
+        self._listener.request_started(request, prompt)
+
+    def sampled(self, request_id: str, token_id: int) -> None:
+        """Note the token that was sampled last."""
+        live = self._live.get(request_id)
+        if live is not None:
+            live.sampled = token_id
+
+    def finish(self, request_id: str) -> None:
+        """End a request: complete, aborted, or failed."""
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return
+        try:
+            if not live.ended and live.sampled is not None:
+                self._listener.tokens(request_id, (live.sampled,))
+        finally:
+            self._listener.request_finished(request_id)
+
+    def take(
+        self,
+        parts: Sequence[Part],
+        token_ids: Sequence[int],
+        rows: Callable[[Sequence[int]], torch.Tensor],
+    ) -> None:
+        """Tell the rows of one pass.
+
+        Args:
+            parts: whose they are.
+            token_ids: the pass's input tokens.
+            rows: gives the vectors ``[n, d]`` at n places of the buffer.
+        """
+        found = _Rows()
+        for part in parts:
+            live = self._live.get(part.request_id)
+            if live is None:
+                self._health.count("dropped.unknown_request", part.count)
+            else:
+                self._part(live, part, token_ids, found)
+        if found.positions:
+            self._listener.rows(self._batch(found, rows(found.places)))
+
+    def lose(self, parts: Sequence[Part], reason: str) -> None:
+        """Count the rows of a pass that cannot be told, as ``dropped.REASON``."""
+        for part in parts:
+            live = self._live.get(part.request_id)
+            end = part.start + part.count
+            if live is None or live.ended or end <= live.next_position:
+                continue
+            lost, live.next_position = end - live.next_position, end
+            self._count(live, "tokens.seen", lost)
+            self._count(live, f"dropped.{reason}", lost)
+
+    def _part(self, live: Live, part: Part, token_ids: Sequence[int], found: _Rows) -> None:
+        self._cached(live, part.start)
+        again = min(part.count, live.next_position - part.start)
+        if live.ended or again:
+            counter = "capture.extra_tokens" if live.ended else "capture.recomputed_tokens"
+            self._health.count(counter, part.count if live.ended else again)
+        if live.ended or again == part.count:
+            return
+        ids = list(token_ids[part.offset + again : part.offset + part.count])
+        start = part.start + again
+        ids = ids[: self._rows_before_the_end(live, start, ids)]
+        live.next_position = start + len(ids)
+        spoken = ids[max(0, live.prompt_tokens - start) :]
+        if live.ended and live.sampled is not None:
+            spoken.append(live.sampled)
+        if spoken:
+            self._listener.tokens(live.request.request_id, tuple(spoken))
+        self._keep(live, start, ids, part.offset + again, found)
+
+    def _rows_before_the_end(self, live: Live, start: int, ids: Sequence[int]) -> int:
+        """How many rows stand before a stop token of the answer, which is never fed in earnest."""
+        for number, token_id in enumerate(ids):
+            if start + number >= live.prompt_tokens and token_id in live.stop_token_ids:
+                live.ended, live.sampled = True, token_id
+                self._health.count("capture.extra_tokens", len(ids) - number)
+                return number
+        return len(ids)
+
+    def _keep(
+        self, live: Live, start: int, ids: Sequence[int], offset: int, found: _Rows
+    ) -> None:
+        self._count(live, "tokens.seen", len(ids))
+        index, kept = len(found.requests), 0
+        for number, token_id in enumerate(ids):
+            position = start + number
+            phase = Phase.PROMPT if position < live.prompt_tokens else Phase.COMPLETION
+            if position < self._settings.min_position or phase.value not in self._settings.phases:
+                continue
+            kept += 1
+            found.index.append(index)
+            found.positions.append(position)
+            found.token_ids.append(token_id)
+            found.phases.append(phase)
+            found.places.append(offset + number)
+        self._count(live, "tokens.excluded", len(ids) - kept)
+        if kept:
+            found.requests.append(live.request)
+
+    def _cached(self, live: Live, start: int) -> None:
+        """Tokens before ``start`` that no pass computed came out of a cache."""
+        hits = start - live.next_position
+        if hits > 0:
+            live.next_position = start
+            self._count(live, "tokens.seen", hits)
+            self._count(live, "tokens.cached", hits)
+
+    def _count(self, live: Live, name: str, amount: int) -> None:
+        if amount:
+            self._health.count(name, amount, request_id=live.request.request_id)
+
+    def _batch(self, found: _Rows, vectors: torch.Tensor) -> RowBatch:
+        return RowBatch(
+            requests=tuple(found.requests),
+            request_index=tuple(found.index),
+            positions=tuple(found.positions),
+            token_ids=tuple(found.token_ids),
+            phases=tuple(found.phases),
+            layer=self._layer,
+            vectors=vectors,
+        )
+
+
+def stop_tokens(params: Any) -> frozenset[int]:
+    """Tokens that end an answer under vLLM's ``SamplingParams``; none for a pooling request."""
+    if params is None:
+        return frozenset()
+    tokens: Counter[int] = Counter(getattr(params, "stop_token_ids", None) or ())
+    if not getattr(params, "ignore_eos", False):
+        tokens.update(getattr(params, "all_stop_token_ids", None) or ())
+        eos = getattr(params, "eos_token_id", None)
+        tokens.update(() if eos is None else (eos,))
+    return frozenset(tokens)
