@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nae_monitor.alert import Sinks, build_sinks
-from nae_monitor.capture import CaptureListener, RequestContext, TransformersTap, request_scope, self_test
+from nae_monitor.capture import (
+    CaptureListener,
+    RequestContext,
+    TransformersTap,
+    request_scope,
+    self_test,
+)
 from nae_monitor.capture.blocks import inner_model
 from nae_monitor.errors import (
     CheckpointError,

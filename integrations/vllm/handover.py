@@ -58,7 +58,7 @@ class Handover:
         event = None
         if self._rows.is_cuda:
             facts = facts.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.Event("cuda")
             event.record()
         self._line.append(_Waiting(taken, self._rows[:tokens].clone(), facts, event))
 

@@ -80,7 +80,8 @@ class OutpostHost:
 
     def should_stop(self, request_id: str) -> bool:
         """See :class:`Host`."""
-        return self._outpost.brake.enforces and self._outpost.brake.should_stop(request_id)
+        brake = self._outpost.brake
+        return bool(brake.enforces and brake.should_stop(request_id))
 
     def confirm_stop(self, request_id: str) -> None:
         """See :class:`Host`."""
@@ -97,7 +98,7 @@ def open_host(settings: Settings, tokenizer: Callable[[], Any]) -> Host:
     Raises:
         ConfigurationError: every problem of the configuration, or of the worker it names.
     """
-    if settings.capture.placement == "inline":
+    if str(settings.capture.placement) == "inline":
         return InlineHost(settings, tokenizer())
     return OutpostHost(settings)
 

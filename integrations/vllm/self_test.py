@@ -83,9 +83,7 @@ def _run(tap: Tap, config: Any, *, skip_compiled: bool) -> None:
         _silent_attention(config),
         set_forward_context(None, config, num_tokens=TOKENS, skip_compiled=skip_compiled),
     ):
-        tap.model(
-            input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None
-        )
+        tap.model(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
 
 
 @contextmanager

@@ -141,36 +141,31 @@ class Tracker:
             self._count(live, f"dropped.{reason}", lost)
 
     def _part(self, live: Live, part: Part, token_ids: Sequence[int], found: _Rows) -> None:
+        if live.ended:
+            self._health.count("capture.extra_tokens", part.count)
+            return
         self._cached(live, part.start)
         again = min(part.count, live.next_position - part.start)
-        if live.ended or again:
-            counter = "capture.extra_tokens" if live.ended else "capture.recomputed_tokens"
-            self._health.count(counter, part.count if live.ended else again)
-        if live.ended or again == part.count:
+        if again:
+            self._health.count("capture.recomputed_tokens", again)
+        if again == part.count:
             return
         ids = list(token_ids[part.offset + again : part.offset + part.count])
         start = part.start + again
-        ids = ids[: self._rows_before_the_end(live, start, ids)]
-        live.next_position = start + len(ids)
-        spoken = ids[max(0, live.prompt_tokens - start) :]
-        if live.ended and live.sampled is not None:
-            spoken.append(live.sampled)
+        end = _end_of_answer(live, start, ids)
+        if end is not None:
+            # The last token of an answer is never fed in earnest: the scheduler ran ahead.
+            live.ended = True
+            self._health.count("capture.extra_tokens", len(ids) - end)
+        rows = ids[:end]
+        live.next_position = start + len(rows)
+        spoken = ids[max(0, live.prompt_tokens - start) : None if end is None else end + 1]
         if spoken:
             self._listener.tokens(live.request.request_id, tuple(spoken))
-        self._keep(live, start, ids, part.offset + again, found)
+        if rows:
+            self._keep(live, start, rows, part.offset + again, found)
 
-    def _rows_before_the_end(self, live: Live, start: int, ids: Sequence[int]) -> int:
-        """How many rows stand before a stop token of the answer, which is never fed in earnest."""
-        for number, token_id in enumerate(ids):
-            if start + number >= live.prompt_tokens and token_id in live.stop_token_ids:
-                live.ended, live.sampled = True, token_id
-                self._health.count("capture.extra_tokens", len(ids) - number)
-                return number
-        return len(ids)
-
-    def _keep(
-        self, live: Live, start: int, ids: Sequence[int], offset: int, found: _Rows
-    ) -> None:
+    def _keep(self, live: Live, start: int, ids: Sequence[int], offset: int, found: _Rows) -> None:
         self._count(live, "tokens.seen", len(ids))
         index, kept = len(found.requests), 0
         for number, token_id in enumerate(ids):
@@ -210,6 +205,14 @@ class Tracker:
             layer=self._layer,
             vectors=vectors,
         )
+
+
+def _end_of_answer(live: Live, start: int, ids: Sequence[int]) -> int | None:
+    """Index of the first stop token of the answer in ``ids``, which begin at ``start``."""
+    for number, token_id in enumerate(ids):
+        if start + number >= live.prompt_tokens and token_id in live.stop_token_ids:
+            return number
+    return None
 
 
 def stop_tokens(params: Any) -> frozenset[int]:

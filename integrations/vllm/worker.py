@@ -166,9 +166,7 @@ class WatchedWorker:
             layer=tap.layer,
             model_name=settings.target.model,
         )
-        self._handover = Handover(
-            self._tracker, tap.rows, lambda _: health.count("blind.no_rows")
-        )
+        self._handover = Handover(self._tracker, tap.rows, lambda _: health.count("blind.no_rows"))
         self._on = True
         log.warning(
             "nae_monitor watches this engine: %s, layer %d, self-test %.1e",
