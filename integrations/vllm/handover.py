@@ -62,22 +62,25 @@ class Handover:
             event.record()
         self._line.append(_Waiting(taken, self._rows[:tokens].clone(), facts, event))
 
-    def hand_on(self, *, all_of_it: bool = False) -> None:
-        """Hand on what has arrived; with ``all_of_it`` what has not is counted as dropped."""
+    def hand_on(self, *, all_of_it: bool = False, quiet: bool = False) -> None:
+        """Hand on what has arrived.
+
+        Args:
+            all_of_it: count what has not arrived as dropped.
+            quiet: the circuit is open: count rows, and tell notes alone.
+        """
         while self._line:
             item = self._line[0]
-            if isinstance(item, _Waiting):
-                if item.event is not None and not item.event.query():
-                    if not all_of_it and len(self._line) <= MAX_WAITING:
-                        return
-                    self._line.popleft()
-                    self._tracker.lose(item.taken.parts, "device_behind")
-                    continue
-                self._line.popleft()
-                self._pass(item)
-            else:
-                self._line.popleft()
+            arrived = not isinstance(item, _Waiting) or item.event is None or item.event.query()
+            if not (arrived or all_of_it or len(self._line) > MAX_WAITING):
+                return
+            self._line.popleft()
+            if not isinstance(item, _Waiting):
                 item()
+            elif quiet or not arrived:
+                self._tracker.lose(item.taken.parts, "circuit_open" if quiet else "device_behind")
+            else:
+                self._pass(item)
 
     def _pass(self, item: _Waiting) -> None:
         *token_ids, blind = item.facts.tolist()

@@ -12,7 +12,9 @@ from nae_monitor.records import Request, TraceRef
 TRUSTED = "nae_monitor"  # of extra_args; clients cannot set it, the server process does
 CLIENT = {"session": "nae_session", "tenant": "nae_tenant", "traceparent": "nae_traceparent"}
 MAX_CHARS = 256
-_ENGINE_ID = re.compile(r"^(?:\d+_)?(?:chatcmpl|cmpl|resp)-(?P<given>.+?)(?:-\d+)?-[0-9a-f]{8}$")
+_ENGINE_ID = re.compile(
+    r"^(?:\d+_)?(?:(?:chatcmpl|resp)-(?P<chat>.+)|cmpl-(?P<completion>.+)-\d+)-[0-9a-f]{8}$"
+)
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
 
 
@@ -23,7 +25,7 @@ def group_of(engine_id: str) -> str:
     ``N_…`` where one request asks for several answers.
     """
     match = _ENGINE_ID.match(engine_id)
-    return match["given"] if match else engine_id
+    return (match["chat"] or match["completion"]) if match else engine_id
 
 
 def trace_of(traceparent: object) -> TraceRef | None:

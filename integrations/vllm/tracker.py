@@ -27,6 +27,7 @@ class Live:
     next_position: int = 0  # every position below it was seen
     ended: bool = False  # its last token was seen; what still comes is the scheduler running ahead
     sampled: int | None = None  # the newest token, which no pass has taken in yet
+    heard: bool = False  # the listener took its beginning; else it hears of its end alone
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class _Rows:
     token_ids: list[int] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # in the pass's buffer
+    spoken: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # by request id
 
 
 class Tracker:
@@ -88,6 +90,7 @@ class Tracker:
         self._live[new.req_id] = live
         self._cached(live, new.num_computed_tokens)
         self._listener.request_started(request, prompt)
+        live.heard = True
 
     def sampled(self, request_id: str, token_id: int) -> None:
         """Note the token that was sampled last."""
@@ -101,7 +104,7 @@ class Tracker:
         if live is None:
             return
         try:
-            if not live.ended and live.sampled is not None:
+            if live.heard and not live.ended and live.sampled is not None:
                 self._listener.tokens(request_id, (live.sampled,))
         finally:
             self._listener.request_finished(request_id)
@@ -124,10 +127,20 @@ class Tracker:
             live = self._live.get(part.request_id)
             if live is None:
                 self._health.count("dropped.unknown_request", part.count)
+            elif not live.heard:
+                self.lose([part], "listener_failed")
             else:
                 self._part(live, part, token_ids, found)
-        if found.positions:
-            self._listener.rows(self._batch(found, rows(found.places)))
+        try:
+            for request_id, spoken in found.spoken:
+                self._listener.tokens(request_id, spoken)
+            if found.positions:
+                self._listener.rows(self._batch(found, rows(found.places)))
+        except Exception:
+            names = [request.request_id for request in found.requests]
+            amounts = Counter(names[index] for index in found.index)
+            self._health.count_each("dropped.listener_failed", amounts)
+            raise
 
     def lose(self, parts: Sequence[Part], reason: str) -> None:
         """Count the rows of a pass that cannot be told, as ``dropped.REASON``."""
@@ -161,7 +174,7 @@ class Tracker:
         live.next_position = start + len(rows)
         spoken = ids[max(0, live.prompt_tokens - start) : None if end is None else end + 1]
         if spoken:
-            self._listener.tokens(live.request.request_id, tuple(spoken))
+            found.spoken.append((live.request.request_id, tuple(spoken)))
         if rows:
             self._keep(live, start, rows, part.offset + again, found)
 

@@ -191,7 +191,7 @@ class WatchedWorker:
         taken = read_pass(self._worker.model_runner, scheduler_output)
         if taken is not None:
             handover.take(taken)
-        handover.hand_on()
+        handover.hand_on(quiet=self._is_open(AFTER))
 
     def _hear(self, output: Any) -> None:
         get_output = getattr(output, "get_output", None)
@@ -212,11 +212,12 @@ class WatchedWorker:
             tracker.sampled(*self._sampled.popleft())
 
     def _guarded(self, component: str, work: Callable[[], None]) -> None:
-        host = self._host
-        if host is None or (component != BEFORE and host.health.is_open(component)):
-            return
-        with host.health.guard(component):
-            work()
+        if self._host is not None:
+            with self._host.health.guard(component):
+                work()
+
+    def _is_open(self, component: str) -> bool:
+        return self._host is not None and self._host.health.is_open(component)
 
     def _end(self) -> None:
         tracker, handover = self._tracker, self._handover

@@ -1,0 +1,105 @@
+"""Who a request belongs to, and who may say so."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nae_monitor.integrations.vllm.http import (
+    IdentityMiddleware,
+    _identity,
+    read_headers,
+    with_identity,
+)
+from nae_monitor.integrations.vllm.identity import group_of, request_of, trace_of
+from nae_monitor.records import TraceRef
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Params(SimpleNamespace):
+    def clone(self) -> Params:
+        return Params(**vars(self))
+
+
+@pytest.mark.parametrize(
+    ("engine_id", "given"),
+    [
+        ("chatcmpl-abc-1-0123abcd", "abc-1"),
+        ("chatcmpl-req-7f-0123abcd", "req-7f"),
+        ("cmpl-order66-0-0123abcd", "order66"),
+        ("1_chatcmpl-order66-0123abcd", "order66"),
+        ("0-a4f5d984", "0-a4f5d984"),
+        ("anything", "anything"),
+    ],
+)
+def test_the_callers_id_is_read_out_of_the_engines(engine_id: str, given: str) -> None:
+    assert group_of(engine_id) == given
+
+
+def test_a_request_carries_tenant_session_and_span_of_the_headers() -> None:
+    headers = [
+        (b"X-Tenant-Id", b"acme"), (b"x-session-id", b"s1"), (b"traceparent", PARENT.encode()),
+        (b"authorization", b"Bearer secret"),
+    ]  # fmt: skip
+    params = with_identity(Params(extra_args=None), read_headers(headers))
+    request = request_of("chatcmpl-r1-0123abcd", params.extra_args, "m")
+    assert (request.group_id, request.tenant, request.session_id) == ("r1", "acme", "s1")
+    assert request.trace == TraceRef(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, 1)
+    assert "secret" not in str(params)
+
+
+def test_a_header_wins_over_what_the_client_says_in_vllm_xargs() -> None:
+    said = {"nae_tenant": "rival", "nae_session": "s9"}
+    params = with_identity(Params(extra_args=said), {"tenant": "acme"})
+    request = request_of("r", params.extra_args, "m")
+    assert (request.tenant, request.session_id) == ("acme", "s9")
+
+
+@pytest.mark.parametrize("headers", [{}, {"session": "s1"}])
+def test_a_client_cannot_set_what_only_the_server_may(headers: dict[str, str]) -> None:
+    forged = {"nae_monitor": {"tenant": "acme"}, "other": 1}
+    params = with_identity(Params(extra_args=forged), headers)
+    assert request_of("r", params.extra_args, "m").tenant is None
+    assert params.extra_args["other"] == 1
+
+
+def test_the_callers_own_parameters_are_left_as_they_are() -> None:
+    given: dict[str, Any] = {"other": 1}
+    with_identity(Params(extra_args=given), {"tenant": "acme"})
+    assert given == {"other": 1}
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 3, "", "00-xyz", PARENT.upper(), f"00-{'0' * 32}-{'0' * 16}-01", PARENT + "x"]
+)
+def test_a_bad_traceparent_is_no_span(bad: object) -> None:
+    assert trace_of(bad) is None
+
+
+def test_values_are_cut_to_a_bounded_length() -> None:
+    request = request_of("r", {"nae_tenant": "x" * 10_000, "nae_session": ["no", "text"]}, "m")
+    assert request.tenant == "x" * 256
+    assert request.session_id is None
+
+
+def test_concurrent_http_requests_keep_their_own_headers() -> None:
+    seen = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)
+        seen[scope["path"]] = _identity.get()
+
+    async def serve() -> None:
+        middleware = IdentityMiddleware(app)
+        scopes = [
+            {"type": "http", "path": name, "headers": [(b"x-tenant-id", name.encode())]}
+            for name in ("a", "b")
+        ]
+        await asyncio.gather(*(asyncio.create_task(middleware(s, None, None)) for s in scopes))
+
+    asyncio.run(serve())
+    assert seen == {"a": {"tenant": "a"}, "b": {"tenant": "b"}}
