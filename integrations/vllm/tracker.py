@@ -98,6 +98,11 @@ class Tracker:
         if live is not None:
             live.sampled = token_id
 
+    def stop_token(self, request_id: str) -> int | None:
+        """A token that ends the request's answer; None where nothing does (``ignore_eos``)."""
+        live = self._live.get(request_id)
+        return min(live.stop_token_ids, default=None) if live is not None else None
+
     def finish(self, request_id: str) -> None:
         """End a request: complete, aborted, or failed."""
         live = self._live.pop(request_id, None)

@@ -196,16 +196,33 @@ class WatchedWorker:
     def _hear(self, output: Any) -> None:
         get_output = getattr(output, "get_output", None)
         if get_output is None:
-            self._sampled.extend(_newest(output))
+            self._look_at(output)
             return
 
         @functools.wraps(get_output)
         def heard(*args: Any, **kwargs: Any) -> Any:
             result = get_output(*args, **kwargs)
-            self._guarded(SAMPLED, lambda: self._sampled.extend(_newest(result)))
+            self._guarded(SAMPLED, lambda: self._look_at(result))
             return result
 
         output.get_output = heard
+
+    def _look_at(self, output: Any) -> None:
+        """Note the tokens just sampled, and end the answers that rules stop."""
+        host, tracker = self._host, self._tracker
+        if host is None or tracker is None:
+            return
+        sampled = output.sampled_token_ids
+        for index, request_id in enumerate(output.req_ids):
+            if not len(sampled[index]):
+                continue
+            if host.should_stop(request_id):
+                stop = tracker.stop_token(request_id)
+                host.confirm_stop(request_id, ended=stop is not None)
+                if stop is not None:
+                    # The scheduler ends an answer at this token, on every kind of executor.
+                    sampled[index] = [stop]
+            self._sampled.append((request_id, int(sampled[index][-1])))
 
     def _learn(self, tracker: Tracker) -> None:
         while self._sampled:
@@ -248,11 +265,6 @@ class WatchedWorker:
         from vllm.tokenizers import cached_tokenizer_from_config
 
         return cached_tokenizer_from_config(self._worker.vllm_config.model_config)
-
-
-def _newest(output: Any) -> list[tuple[str, int]]:
-    pairs = zip(output.req_ids, output.sampled_token_ids, strict=False)
-    return [(request_id, int(tokens[-1])) for request_id, tokens in pairs if len(tokens)]
 
 
 def _layer_of(settings: Settings) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_fakes import D_MODEL, Collector, FirstRunner, Scheduled, Step, new_request
+from vllm_fakes import D_MODEL, EOS, Collector, FirstRunner, Scheduled, Step, new_request
 
 from nae_monitor.errors import ConfigurationError, UnsupportedError
 from nae_monitor.health import Health
@@ -225,6 +225,20 @@ def test_the_last_token_is_heard_from_an_output_that_comes_later(
     assert target.sample_tokens(later).get_output() is result
     run(target, Step(finished={"a"}))
     assert collector.outputs["a"] == [7]
+
+
+@pytest.mark.parametrize(("stop", "sampled"), [(frozenset({EOS}), EOS), (frozenset(), 7)])
+def test_an_answer_that_a_rule_stops_ends_with_a_stop_token_where_one_ends_it(
+    started: tuple[Worker, Collector], stop: frozenset[int], sampled: int
+) -> None:
+    target, collector = started
+    new = [new_request("a", [1, 2], stop=stop), new_request("b", [3], stop=stop)]
+    run(target, Step([Scheduled("a", 0, [1, 2]), Scheduled("b", 0, [3])], new))
+    collector.to_stop.add("a")
+    result = SimpleNamespace(req_ids=["a", "b"], sampled_token_ids=[[7], [8]])
+    assert target.sample_tokens(result) is result
+    assert result.sampled_token_ids == [[sampled], [8]]
+    assert collector.stopped == {"a": bool(stop)}
 
 
 def test_a_shutdown_ends_what_is_under_way(started: tuple[Worker, Collector]) -> None:

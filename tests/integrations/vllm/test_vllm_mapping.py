@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm_fakes import (
     D_MODEL,
+    EOS,
     Collector,
     FirstRunner,
     Scheduled,
@@ -28,7 +29,6 @@ from nae_monitor.integrations.vllm.tracker import Tracker
 from nae_monitor.settings import CaptureSettings
 
 RUNNERS = [FirstRunner, SecondRunner]
-EOS = 99
 
 
 class Engine:

@@ -12,6 +12,7 @@ import torch
 from nae_monitor.records import Request, RowBatch
 
 D_MODEL = 4
+EOS = 99
 
 
 def vector(token_id: int, position: int) -> list[float]:
@@ -129,6 +130,14 @@ class Collector:
         self.ended: list[str] = []
         self.faults: set[str] = set()
         self.closed = False
+        self.to_stop: set[str] = set()
+        self.stopped: dict[str, bool] = {}
+
+    def should_stop(self, request_id: str) -> bool:
+        return request_id in self.to_stop and request_id not in self.stopped
+
+    def confirm_stop(self, request_id: str, *, ended: bool) -> None:
+        self.stopped[request_id] = ended
 
     def request_started(self, request: Request, prompt_token_ids: tuple[int, ...]) -> None:
         name = request.request_id

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Result, assert_exact
+from vllm_live import Result, assert_exact
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 SHORT = [
@@ -131,13 +131,15 @@ def test_speculative_decoding_is_refused_with_the_reason(run_engine: Callable[..
     assert "rows of rejected draft tokens" in result
 
 
-def test_the_second_runner_tells_every_row_exactly(run_engine: Callable[..., Any]) -> None:
-    result = run_engine(
-        [LONG[:2] + SHORT, [LONG[0]]],
-        variables={"VLLM_USE_V2_MODEL_RUNNER": "1"},
-        max_num_batched_tokens=64,
-    )
+def test_an_answer_that_a_rule_stops_ends_early_and_its_neighbours_do_not(
+    run_engine: Callable[..., Any],
+) -> None:
+    result = run_engine([SHORT], stop_at_rows=25)
     assert isinstance(result, Result), result
+    ended = {told.request_id[0]: told.stopped for told in result.told}
+    assert ended == {"0": None, "1": True, "2": None}
+    stopped = result.one("1")
+    assert stopped.output == stopped.answer
+    assert len(stopped.output) < 24
     for told in result.told:
-        assert told.output == told.answer
         assert_exact(told)

@@ -27,7 +27,8 @@ class Collector:
 
     layer, d_model = LAYER, D_MODEL
 
-    def __init__(self) -> None:
+    def __init__(self, stop_at_rows: int) -> None:
+        self.stop_at_rows = stop_at_rows
         self.health = Health()
         self.listener = self
         self.told: dict[str, dict[str, Any]] = {}
@@ -37,6 +38,7 @@ class Collector:
     def request_started(self, request: Request, prompt_token_ids: tuple[int, ...]) -> None:
         self.told[request.request_id] = {
             "prompt": prompt_token_ids, "output": [], "rows": {}, "ids": {}, "phases": {}, "end": 0,
+            "stopped": None,
         }  # fmt: skip
 
     def rows(self, batch: RowBatch) -> None:
@@ -54,17 +56,18 @@ class Collector:
         self.told[request_id]["end"] += 1
 
     def should_stop(self, request_id: str) -> bool:
-        return False
+        told = self.told[request_id]
+        return told["stopped"] is None and len(told["rows"]) >= self.stop_at_rows
 
-    def confirm_stop(self, request_id: str) -> None:
-        raise AssertionError
+    def confirm_stop(self, request_id: str, *, ended: bool) -> None:
+        self.told[request_id]["stopped"] = ended
 
     def close(self) -> None:
         self.closed = True
 
 
 def main(plan: dict[str, Any], out: Path) -> None:
-    collector = Collector()
+    collector = Collector(plan["stop_at_rows"])
     hosts.open_host = lambda settings, tokenizer: collector
     llm = LLM(**plan["engine"])
     answers: dict[str, list[int]] = {}
@@ -89,6 +92,7 @@ def main(plan: dict[str, Any], out: Path) -> None:
             "phases": list(told["phases"].values()),
             "rows": packed(told["rows"]),
             "end": told["end"],
+            "stopped": told["stopped"],
             "cached": collector.health.coverage(request_id).cached_tokens,
             "seen": collector.health.coverage(request_id).seen_tokens,
         }
