@@ -86,10 +86,21 @@ def _watch_apps() -> None:
     @functools.wraps(build)
     def build_app(*args: Any, **kwargs: Any) -> Any:
         app = build(*args, **kwargs)
-        app.add_middleware(IdentityMiddleware)
+        try:
+            put_in_front(app)
+        except Exception as error:  # noqa: BLE001 - the server must not notice
+            log.warning("HTTP headers are not carried to requests: %s", type(error).__name__)
         return app
 
     entry.build_app = build_app  # type: ignore[attr-defined]
+
+
+def put_in_front(app: Any) -> None:
+    """Have a Starlette app run behind the middleware, also one whose middleware stands already."""
+    if app.middleware_stack is None:
+        app.add_middleware(IdentityMiddleware)
+    else:
+        app.middleware_stack = IdentityMiddleware(app.middleware_stack)
 
 
 def with_identity(params: Any, identity: Mapping[str, str] | None) -> Any:

@@ -11,6 +11,7 @@ import pytest
 from nae_monitor.integrations.vllm.http import (
     IdentityMiddleware,
     _identity,
+    put_in_front,
     read_headers,
     with_identity,
 )
@@ -103,3 +104,14 @@ def test_concurrent_http_requests_keep_their_own_headers() -> None:
 
     asyncio.run(serve())
     assert seen == {"a": {"tenant": "a"}, "b": {"tenant": "b"}}
+
+
+@pytest.mark.parametrize("standing", [True, False])
+def test_an_app_runs_behind_the_middleware_whether_or_not_its_own_stands(standing: bool) -> None:
+    added: list[Any] = []
+    app = SimpleNamespace(
+        middleware_stack="its own" if standing else None, add_middleware=added.append
+    )
+    put_in_front(app)
+    assert isinstance(app.middleware_stack, IdentityMiddleware) is standing
+    assert added == ([] if standing else [IdentityMiddleware])

@@ -27,6 +27,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         *,
         abort_after: int = 0,
         stop_at_rows: int = 1_000_000,
+        plain_hook: bool = False,
         variables: dict[str, str] | None = None,
         **engine: Any,
     ) -> Result | str:
@@ -38,6 +39,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             "batches": batches,
             "abort_after": abort_after,
             "stop_at_rows": stop_at_rows,
+            "plain_hook": plain_hook,
         }
         (folder / "plan.json").write_text(json.dumps(plan))
         done = subprocess.run(

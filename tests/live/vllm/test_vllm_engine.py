@@ -99,10 +99,10 @@ def test_forward_hooks_give_the_same_rows_in_an_eager_engine(
         assert_exact(told)
 
 
-def test_forward_hooks_under_a_compiled_engine_are_refused(
+def test_hooks_that_the_compiled_graph_leaves_out_are_refused(
     run_engine: Callable[..., Any],
 ) -> None:
-    result = run_engine([SHORT], "vllm: {tap: hooks}\n", enforce_eager=False)
+    result = run_engine([SHORT], "vllm: {tap: hooks}\n", plain_hook=True, enforce_eager=False)
     assert isinstance(result, str)
     assert "were not captured by hooks; the compiled graph does not reach it" in result
 
@@ -115,6 +115,7 @@ def test_an_engine_that_may_serve_unmonitored_does_and_says_so(
         [SHORT],
         f"capture: {{on_failure: serve}}\nvllm: {{tap: hooks}}\n"
         f"alert: {{sinks: [{{jsonl: {alerts}}}]}}\n",
+        plain_hook=True,
         enforce_eager=False,
     )
     assert isinstance(result, Result), result

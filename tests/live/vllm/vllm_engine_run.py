@@ -17,6 +17,7 @@ from vllm import LLM, SamplingParams
 
 from nae_monitor.health import Health
 from nae_monitor.integrations.vllm import hosts
+from nae_monitor.integrations.vllm.tap import Tap, write
 from nae_monitor.records import Request, RowBatch
 
 LAYER, D_MODEL = 20, 576
@@ -69,6 +70,8 @@ class Collector:
 def main(plan: dict[str, Any], out: Path) -> None:
     collector = Collector(plan["stop_at_rows"])
     hosts.open_host = lambda settings, tokenizer: collector
+    if plan["plain_hook"]:
+        Tap._hooks = plain_hook  # type: ignore[method-assign]
     llm = LLM(**plan["engine"])
     answers: dict[str, list[int]] = {}
     for batch in plan["batches"]:
@@ -105,6 +108,16 @@ def main(plan: dict[str, Any], out: Path) -> None:
         "closed": collector.closed,
     }
     out.write_text(json.dumps(result))
+
+
+def plain_hook(tap: Tap) -> None:
+    """A hook as people write them: Python, which a compiled graph leaves out."""
+
+    def hook(_: Any, __: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            write(output, tap.rows)
+
+    tap._undo = tap.block.register_forward_hook(hook).remove
 
 
 def abort(llm: LLM, steps: int) -> None:
