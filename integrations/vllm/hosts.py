@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -71,10 +72,10 @@ class OutpostHost:
     """Sends rows to `nae-monitor worker`."""
 
     def __init__(self, settings: Settings) -> None:
-        from nae_monitor.placement import open_outpost
-
+        # ZeroMQ or Kafka, and nothing that an inline monitor needs.
+        placement: Any = importlib.import_module("nae_monitor.placement")
         self.health = Health()
-        self._outpost = open_outpost(settings, self.health)
+        self._outpost = placement.open_outpost(settings, self.health)
         self.layer, self.d_model = self._outpost.layer, self._outpost.d_model
         self.listener = self._outpost.listener()
 

@@ -41,13 +41,13 @@ name: anything
 version: 1
 status: stable
 severity: high
-description: Matches every explanation, so that an alert must come.
+description: Matches every prompt, so that an alert must come.
 author: tests
 date: 2026-01-01
 tags: [tests.vllm]
 scope: {phase: [prompt, completion], min_token_index: 0}
 detection:
-  any: {field: explanation, regex: ['(?s).']}
+  any: {field: prompt, regex: ['(?s).']}
   condition: any
 ---
 """
@@ -99,6 +99,12 @@ def wait_until_up(port: int, server: subprocess.Popen[bytes], log: Path) -> None
             time.sleep(0.5)
 
 
+def wait_for_alerts(path: Path, count: int) -> None:
+    """A server that is told to end gives the monitor a few seconds only."""
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("server")
@@ -129,6 +135,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         for client in clients:
             client.join()
         ask(port, "end", texts)
+        wait_for_alerts(folder / "alerts.jsonl", 3)
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -180,4 +187,4 @@ def test_recorded_rows_are_the_hidden_states(served: Served, name: str) -> None:
 
 
 def test_alerts_left_the_engines_process(served: Served) -> None:
-    assert served.alerts
+    assert len(served.alerts) == 3
