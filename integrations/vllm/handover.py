@@ -92,7 +92,8 @@ class Handover:
         def rows(places: Sequence[int]) -> torch.Tensor:
             if len(places) == len(item.vectors):
                 return item.vectors
-            index = torch.tensor(places, device=item.vectors.device)
-            return item.vectors.index_select(0, index)
+            # Pinned: from other memory the copy to the device would wait for what runs there.
+            index = torch.tensor(places, pin_memory=item.vectors.is_cuda)
+            return item.vectors.index_select(0, index.to(item.vectors.device, non_blocking=True))
 
         self._tracker.take(item.taken.parts, token_ids, rows)

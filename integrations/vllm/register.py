@@ -54,7 +54,10 @@ def _patch(path: str) -> None:
     @functools.wraps(start)
     def started(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
-        watch_worker(self, path)
+        try:
+            watch_worker(self, path)
+        except Exception as error:  # noqa: BLE001 - a worker of another shape
+            _refuse(path, error)
 
     VllmConfig.compute_hash = compute_hash
     WorkerBase.__init__ = started

@@ -77,7 +77,7 @@ class Tap:
         """Put the tap on.
 
         Raises:
-            UnsupportedError: the model has no such outputs.
+            UnsupportedError: the model has no such outputs, or somebody else's tap is on it.
         """
         {"op": self._op, "aux": self._aux, "hooks": self._hooks}[mode]()
 
@@ -87,6 +87,10 @@ class Tap:
         self._undo = lambda: None
 
     def _op(self) -> None:
+        if "forward" in vars(self.block):
+            raise UnsupportedError(
+                f"the forward of {type(self.block).__name__} is replaced already"
+            )
         self.block.register_buffer(BUFFER, self.rows, persistent=False)
         plain = type(self.block).forward
 

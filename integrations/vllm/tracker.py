@@ -27,7 +27,7 @@ class Live:
     next_position: int = 0  # every position below it was seen
     ended: bool = False  # its last token was seen; what still comes is the scheduler running ahead
     sampled: int | None = None  # the newest token, which no pass has taken in yet
-    heard: bool = False  # the listener took its beginning; else it hears of its end alone
+    lost: str | None = "listener_failed"  # why no row of it is told; None: they are
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class Tracker:
         self._live[new.req_id] = live
         self._cached(live, new.num_computed_tokens)
         self._listener.request_started(request, prompt)
-        live.heard = True
+        live.lost = "no_token_ids" if new.prompt_token_ids is None else None
 
     def sampled(self, request_id: str, token_id: int) -> None:
         """Note the token that was sampled last."""
@@ -109,7 +109,7 @@ class Tracker:
         if live is None:
             return
         try:
-            if live.heard and not live.ended and live.sampled is not None:
+            if live.lost is None and not live.ended and live.sampled is not None:
                 self._listener.tokens(request_id, (live.sampled,))
         finally:
             self._listener.request_finished(request_id)
@@ -132,8 +132,8 @@ class Tracker:
             live = self._live.get(part.request_id)
             if live is None:
                 self._health.count("dropped.unknown_request", part.count)
-            elif not live.heard:
-                self.lose([part], "listener_failed")
+            elif live.lost is not None:
+                self.lose([part], live.lost)
             else:
                 self._part(live, part, token_ids, found)
         try:

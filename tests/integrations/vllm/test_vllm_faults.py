@@ -73,6 +73,13 @@ def test_each_way_to_tap_writes_the_residual_stream_behind_the_block(mode: Mode)
     assert not rows.any()
 
 
+def test_a_block_that_somebody_else_wrapped_is_left_alone() -> None:
+    model = Model()
+    model.layers[1].forward = model.layers[1].forward  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedError, match="replaced already"):
+        Tap(model, model.layers[1], 2, torch.zeros(8, D_MODEL)).install("op")
+
+
 @torch.no_grad()
 def test_the_operation_stays_in_a_graph_without_breaks() -> None:
     model, rows, ids = Model(), torch.zeros(8, D_MODEL), torch.tensor([3, 1, 4])

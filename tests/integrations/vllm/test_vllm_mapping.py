@@ -190,6 +190,17 @@ def test_rows_of_a_request_that_never_began_are_counted() -> None:
     assert engine.health.counters()["dropped.unknown_request"] == 2
 
 
+def test_rows_of_a_prompt_without_token_ids_are_counted_and_not_told() -> None:
+    engine = Engine(FirstRunner)
+    embedded = new_request("a", [0, 0])
+    embedded.prompt_token_ids = None
+    engine.step(Step([Scheduled("a", 0, [0, 0])], [embedded]))
+    engine.step(Step(finished={"a"}))
+    assert engine.collector.told["a"] == []
+    assert engine.health.coverage("a").dropped_tokens == {"no_token_ids": 2}
+    assert engine.collector.ended == ["a"]
+
+
 def test_an_id_that_comes_again_in_the_step_its_first_bearer_ends_is_another_request() -> None:
     engine = Engine(FirstRunner)
     engine.step(Step([Scheduled("a", 0, [1, 2])], [new_request("a", [1, 2])]))

@@ -75,6 +75,17 @@ def test_the_key_of_compiled_graphs_tells_a_monitored_engine_from_another(
     assert {len(key) for key in salted} <= {len(key) for key in plain}
 
 
+def test_a_worker_of_another_shape_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, base = install_double(monkeypatch)
+    monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
+    plugin.register()
+    base.sample_tokens = property(lambda self: self.no_such_thing)
+    with pytest.raises(SystemExit, match="no_such_thing"):
+        base()
+
+
 def test_registering_again_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = install_double(monkeypatch)
     monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
