@@ -28,6 +28,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         abort_after: int = 0,
         stop_at_rows: int = 1_000_000,
         plain_hook: bool = False,
+        whole_monitor: bool = False,
         variables: dict[str, str] | None = None,
         **engine: Any,
     ) -> Result | str:
@@ -40,6 +41,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             "abort_after": abort_after,
             "stop_at_rows": stop_at_rows,
             "plain_hook": plain_hook,
+            "whole_monitor": whole_monitor,
         }
         (folder / "plan.json").write_text(json.dumps(plan))
         done = subprocess.run(

@@ -17,40 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_live import TOLERANCE, environment, reference
+from vllm_live import TOLERANCE, environment, reference, write_configuration
 
 from nae_monitor.models import resolve_target
 from nae_monitor.recording import Recording
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-CONFIG = """
-capture: {{min_position: 0, vector_dtype: float32}}
-nla: {{max_new_tokens: 4, batch_size: 32}}
-screen: {{every_n_tokens: 1, budget: {{decodes_per_s: 1000, per_request: 10000}}}}
-detect: {{rules: [{folder}/rule.yaml], encoder: null}}
-alert: {{sinks: [{{jsonl: {folder}/alerts.jsonl}}]}}
-record: {{dir: {folder}/recordings}}
-privacy: {{content: full}}
-"""
-RULE = """
-schema_version: 1
-title: Anything at all
-id: 0b9b54c1-30d2-4f43-9f0d-6a3a8f7c1e77
-name: anything
-version: 1
-status: stable
-severity: high
-description: Matches every prompt, so that an alert must come.
-author: tests
-date: 2026-01-01
-tags: [tests.vllm]
-scope: {phase: [prompt, completion], min_token_index: 0}
-detection:
-  any: {field: prompt, regex: ['(?s).']}
-  condition: any
----
-"""
 
 
 @dataclass(frozen=True)
@@ -108,8 +81,7 @@ def wait_for_alerts(path: Path, count: int) -> None:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "rule.yaml").write_text(RULE.strip().removesuffix("---"))
-    (folder / "monitor.yaml").write_text(CONFIG.format(folder=folder))
+    write_configuration(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

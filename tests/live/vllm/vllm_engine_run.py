@@ -69,7 +69,8 @@ class Collector:
 
 def main(plan: dict[str, Any], out: Path) -> None:
     collector = Collector(plan["stop_at_rows"])
-    hosts.open_host = lambda settings, tokenizer: collector
+    if not plan["whole_monitor"]:
+        hosts.open_host = lambda settings, tokenizer: collector
     if plan["plain_hook"]:
         Tap._hooks = plain_hook  # type: ignore[method-assign]
     llm = LLM(**plan["engine"])

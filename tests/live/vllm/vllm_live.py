@@ -23,6 +23,43 @@ ENGINE = {
 }  # fmt: skip
 
 
+# A whole monitor inside the engine, which records every row and alerts on every request.
+CONFIG = """
+capture: {{min_position: 0, vector_dtype: float32}}
+nla: {{max_new_tokens: 4, batch_size: 32}}
+screen: {{every_n_tokens: 1, budget: {{decodes_per_s: 1000, per_request: 10000}}}}
+detect: {{rules: [{folder}/rule.yaml], encoder: null}}
+alert: {{sinks: [{{jsonl: {folder}/alerts.jsonl}}]}}
+record: {{dir: {folder}/recordings}}
+privacy: {{content: full}}
+"""
+RULE = """
+schema_version: 1
+title: Anything at all
+id: 0b9b54c1-30d2-4f43-9f0d-6a3a8f7c1e77
+name: anything
+version: 1
+status: stable
+severity: high
+description: Matches every prompt, so that an alert must come.
+author: tests
+date: 2026-01-01
+tags: [tests.vllm]
+scope: {phase: [prompt, completion], min_token_index: 0}
+detection:
+  any: {field: prompt, regex: ['(?s).']}
+  condition: any
+"""
+
+
+def write_configuration(folder: Path) -> Path:
+    """``monitor.yaml`` of a monitor that keeps everything under ``folder``."""
+    (folder / "rule.yaml").write_text(RULE.lstrip())
+    path = folder / "monitor.yaml"
+    path.write_text(CONFIG.format(folder=folder))
+    return path
+
+
 @dataclass(frozen=True)
 class Told:
     """What the plugin told of one request."""
