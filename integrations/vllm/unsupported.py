@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
+from nae_monitor.settings import Settings
 
 
-def refuse_unsupported(config: Any) -> None:
-    """Look at a ``VllmConfig``.
+def refuse_unsupported(config: Any, settings: Settings) -> None:
+    """Look at a ``VllmConfig``, and at what the monitor's own settings ask of the engine.
 
     Raises:
         ConfigurationError: every setting the tap cannot work under, with the reason.
     """
     problems = [Problem(Mark(f"vLLM {where}"), why, mend) for where, why, mend in _found(config)]
+    if settings.actions.hold_s:
+        why = "one pass of vLLM serves many answers; none of them can be held back"
+        problems.append(Problem(Mark("actions.hold_s"), why, "leave it out"))
     if problems:
         raise ConfigurationError(problems)
 

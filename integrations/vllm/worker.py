@@ -113,7 +113,7 @@ class WatchedWorker:
     def _install(self) -> None:
         settings = self._settings = Settings.from_yaml(self._path)
         config, runner = self._worker.vllm_config, self._worker.model_runner
-        refuse_unsupported(config)
+        refuse_unsupported(config, settings)
         check_runner(runner)
         if self._reads():
             self._host = hosts.open_host(settings, self._tokenizer)

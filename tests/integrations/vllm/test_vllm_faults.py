@@ -15,6 +15,7 @@ from nae_monitor.health import Health
 from nae_monitor.integrations.vllm import hosts, worker
 from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap, blocks_of
 from nae_monitor.integrations.vllm.unsupported import refuse_unsupported
+from nae_monitor.settings import ActionSettings, Settings
 
 
 class Block(torch.nn.Module):
@@ -123,19 +124,19 @@ def test_settings_under_which_rows_get_mixed_up_are_refused(
     name: str, value: object, said: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        refuse_unsupported(config(**{name: value}))
+        refuse_unsupported(config(**{name: value}), Settings())
 
 
 def test_every_unsupported_setting_is_named_at_once() -> None:
     bad = config(pipeline_parallel_size=2)
     bad.speculative_config = object()
     with pytest.raises(ConfigurationError) as caught:
-        refuse_unsupported(bad)
-    assert len(caught.value.problems) == 2
+        refuse_unsupported(bad, Settings(actions=ActionSettings(hold_s=1.0)))
+    assert len(caught.value.problems) == 3
 
 
 def test_tensor_parallelism_is_not_refused() -> None:
-    refuse_unsupported(config(tensor_parallel_size=4))
+    refuse_unsupported(config(tensor_parallel_size=4), Settings())
 
 
 class Worker:
@@ -179,7 +180,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Worker, Co
     tap = SimpleNamespace(rows=target.rows, layer=2)
     monkeypatch.setattr(worker.WatchedWorker, "_reads", lambda self: True)
     monkeypatch.setattr(worker.WatchedWorker, "_tapped", lambda self, *_: (tap, "op"))
-    monkeypatch.setattr(worker, "refuse_unsupported", lambda config: None)
+    monkeypatch.setattr(worker, "refuse_unsupported", lambda config, settings: None)
     monkeypatch.setattr(worker, "self_test", lambda *_, **__: 0.0)
     monkeypatch.setattr(hosts, "open_host", lambda settings, tokenizer: collector)
     target.vllm_config = None  # type: ignore[attr-defined]
