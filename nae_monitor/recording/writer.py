@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem, VectorError
@@ -106,6 +108,9 @@ class RecordingWriter:
             "created_unix_ns": time.time_ns() if created_unix_ns is None else created_unix_ns,
         }
         self._start({**manifest, **known})
+        # pyarrow imports pandas, where it is installed, with the first array it is given: not when
+        # the last rows are written, since a process that was interrupted may be ending then.
+        pa.array(np.zeros(0))
         limits = Limits(rotate_rows, rotate_bytes, rotate_s)
         schema = activations_schema(d_model, vector_dtype)
         self._activations = RotatingTable(
