@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nae_monitor.alert import Sinks, build_sinks
-from nae_monitor.capture import RequestContext, TransformersTap, request_scope, self_test
+from nae_monitor.capture import RequestContext, Tap, TransformersTap, request_scope, self_test
 from nae_monitor.capture.blocks import inner_model
 from nae_monitor.errors import (
     CheckpointError,
@@ -177,6 +177,24 @@ class Monitor:
                 yield
         finally:
             self._watched.discard(id(inner))
+
+    def tap(self, tokenizer: Any) -> Tap:
+        """A tap for a decode loop of your own, in any Python stack; see ``Tap``.
+
+        Nothing checks such a loop's rows: hold it to ``nae_monitor.testing.tap_contract``. Rules
+        that end a generation are told by ``on_decision`` and :meth:`should_stop`.
+
+        Raises:
+            UnsupportedError: this monitor is closed.
+            ConfigurationError: the recording cannot be written.
+        """
+        return Tap(
+            layer=self._parts.decoder.layer,
+            settings=self.settings.capture,
+            listener=self._started(tokenizer).listener(TokenText(tokenizer)),
+            health=self.health,
+            model_name=self.settings.target.model,
+        )
 
     def request(
         self,
