@@ -16,6 +16,7 @@ from nae_monitor.capture.continuous import ContinuousCapture
 from nae_monitor.errors import UnsupportedError
 
 MANAGER_METHODS = ("start", "add_request", "add_requests")
+REFUSED = "init_continuous_batching"  # wrapped alone where a method to wrap is missing
 PROCESSOR_METHODS = ("prepare_next_batch", "_generation_step", "update_batch", "fail_all_requests")
 
 
@@ -32,9 +33,8 @@ class Watches:
     def add(self, model: Any, capture: ContinuousCapture) -> None:
         """Watch a model.
 
-        Raises:
-            UnsupportedError: this transformers has continuous batching, but not as it is known
-                here.
+        Where this transformers batches continuously in a way that is not known here, a watched
+        model refuses to, with :class:`UnsupportedError`.
         """
         with self._lock:
             if not self._everyone:
@@ -62,6 +62,7 @@ class Watches:
 
     def _wrap(self) -> None:
         wrappers: dict[str, Callable[[Any], Any]] = {
+            REFUSED: self._refuse,
             "start": self._start,
             "add_request": self._add_request,
             "add_requests": self._add_requests,
@@ -82,6 +83,17 @@ class Watches:
             if owner.__dict__.get(name) is wrapper:
                 setattr(owner, name, original)
         self._originals.clear()
+
+    def _refuse(self, original: Any) -> Any:
+        def init_continuous_batching(model: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.of(model):
+                raise UnsupportedError(
+                    "this transformers batches continuously in a way that cannot be monitored; "
+                    "install transformers 5.23, or detach the monitor"
+                )
+            return original(model, *args, **kwargs)
+
+        return init_continuous_batching
 
     def _start(self, original: Any) -> Any:
         def start(manager: Any, *args: Any, **kwargs: Any) -> Any:
@@ -221,8 +233,6 @@ def _targets() -> list[tuple[type, str]]:
             else:
                 found.append((owner, method))
     if missing:
-        raise UnsupportedError(
-            f"this transformers batches continuously in a way that is not known: no {missing}; "
-            "install transformers 5.20 to 5.23"
-        )
+        # Only who batches continuously is refused; `generate` is watched all the same.
+        return [(continuous_api.ContinuousMixin, REFUSED)]
     return found

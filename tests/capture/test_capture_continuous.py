@@ -223,12 +223,16 @@ def test_what_hooks_cannot_see_is_refused_before_it_starts(served: Any, tap: Tap
         ).start()
 
 
-def test_an_unknown_transformers_is_refused(
-    served: Any, tap: Tap, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_transformers_is_refused_where_it_batches_continuously(
+    served: Any, tap: Tap, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(continuous_api.ContinuousBatchProcessor, "update_batch")
-    with pytest.raises(UnsupportedError, match=r"ContinuousBatchProcessor\.update_batch"):
-        tap(served).attach()
+    with tap(served), request_scope("r"):
+        served.generate(torch.tensor([[7, 8, 9]]), max_new_tokens=2, do_sample=False)
+        with pytest.raises(UnsupportedError, match=r"transformers 5\.23"):
+            served.generate_batch([[7, 8, 9]])
+    assert recorder.finished == ["r"]
+    assert served.init_continuous_batching(generation_config=generation()) is not None
 
 
 class Raising(Recorder):

@@ -1,4 +1,4 @@
-"""The whole monitor over stacks other than ``generate``: continuous batching, a loop of one's own."""
+"""The whole monitor over continuous batching, and over a decode loop of one's own."""
 
 from __future__ import annotations
 
