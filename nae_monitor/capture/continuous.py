@@ -38,6 +38,7 @@ class Track:
     prompt_tokens: int
     told_tokens: int
     next_position: int = 0
+    before_watch: bool = False  # handed in unseen: what came before may be more than cached
     muted: bool = False  # the listener failed when it was announced: it hears of its end only
     stop: tuple[str, int, int] | None = None  # the arguments of the stop that was carried out
 
@@ -261,12 +262,13 @@ class ContinuousCapture:
 
     def _announce(self, board: Board, state: Any) -> Track:
         request = board.names.pop(state.request_id, None)
-        if request is None:  # handed in before the watch began
+        unseen = request is None
+        if request is None:
             own_id = None if state.request_id.startswith("req_") else state.request_id
             request = RequestContext(own_id).requests(1, 1, self._sink.model_name)[0]
         prompt = state.initial_tokens
         count = state._true_initial_tokens or len(prompt)
-        track = Track(request, state, count, count)
+        track = Track(request, state, count, count, before_watch=unseen)
         listener = self._sink.listener
         told = self._sink.call("started", listener.request_started, request, tuple(prompt[:count]))
         track.muted = not told

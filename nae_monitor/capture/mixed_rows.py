@@ -58,7 +58,7 @@ def plan_rows(batch: Sequence[Any], tracks: Sequence[Any], sink: Sink, *, check:
 
     Positions that were computed before (a request that was put off and starts again) are left
     out. A request that starts behind its first position shares a prefix with another one: those
-    tokens are counted as cached.
+    tokens are counted as cached; as dropped where the watch began after the request.
 
     Args:
         batch: transformers' ``FutureRequestState``, in the order of the pass; their
@@ -74,9 +74,10 @@ def plan_rows(batch: Sequence[Any], tracks: Sequence[Any], sink: Sink, *, check:
         start = state.position_offset - count
         request_id = track.request.request_id
         if start > track.next_position:
-            cached = start - track.next_position
-            seen[request_id] += cached
-            sink.health.count("tokens.cached", cached, request_id=request_id)
+            gap = start - track.next_position
+            reason = "dropped.before_watch" if track.before_watch else "tokens.cached"
+            seen[request_id] += gap
+            sink.health.count(reason, gap, request_id=request_id)
         first = max(start, track.next_position)
         seen[request_id] += max(0, start + count - first)
         track.next_position = max(track.next_position, start + count)

@@ -199,6 +199,19 @@ def test_requests_under_way_end_when_the_tap_goes(
     assert len(recorder.events) == heard
 
 
+def test_what_ran_before_the_watch_is_dropped_and_not_called_cached(
+    served: Any, tap: Tap, recorder: Recorder, health: Health, manager: Any
+) -> None:
+    running = manager(tokens=2_000)
+    running.add_request([7, 8, 9], request_id="early", streaming=True)
+    assert running.get_result("early", timeout=60) is not None  # its first token
+    with tap(served):
+        until(lambda: bool(recorder.rows_of.get("early")))
+    coverage = health.coverage("early")
+    assert coverage.cached_tokens == 0
+    assert coverage.dropped_tokens["before_watch"] == recorder.positions("early")[0] > 0
+
+
 def test_nothing_stays_patched(served: Any, tap: Tap) -> None:
     manager_class = continuous_api.ContinuousBatchingManager
     processor_class = continuous_api.ContinuousBatchProcessor
