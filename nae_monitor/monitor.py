@@ -26,6 +26,7 @@ from nae_monitor.alert import Sinks, build_sinks
 from nae_monitor.capture import (
     CaptureListener,
     RequestContext,
+    Tap,
     TransformersTap,
     request_scope,
     self_test,
@@ -202,6 +203,24 @@ class Monitor:
             ConfigurationError: the recording cannot be written.
         """
         return self._started(tokenizer).listener(TokenText(tokenizer))
+
+    def tap(self, tokenizer: Any) -> Tap:
+        """A tap for a decode loop of your own, in any Python stack; see ``Tap``.
+
+        Nothing checks such a loop's rows: hold it to ``nae_monitor.testing.tap_contract``. Rules
+        that end a generation are told by ``on_decision`` and :meth:`should_stop`.
+
+        Raises:
+            UnsupportedError: this monitor is closed.
+            ConfigurationError: the recording cannot be written.
+        """
+        return Tap(
+            layer=self.layer,
+            settings=self.settings.capture,
+            listener=self.listener(tokenizer),
+            health=self.health,
+            model_name=self.settings.target.model,
+        )
 
     def request(
         self,

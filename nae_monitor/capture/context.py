@@ -138,6 +138,11 @@ def current_context() -> RequestContext:
     return _current.get() or RequestContext()
 
 
+def scope_context() -> RequestContext | None:
+    """The scope's context; None outside any scope."""
+    return _current.get()
+
+
 def current_trace() -> TraceRef | None:
     """The identity of the current OpenTelemetry span, None where there is none."""
     span = otel.get_current_span().get_span_context()

@@ -14,6 +14,8 @@ import torch
 
 from nae_monitor.capture.blocks import decoder_block, inner_model
 from nae_monitor.capture.context import current_context
+from nae_monitor.capture.continuous import ContinuousCapture
+from nae_monitor.capture.continuous_patch import WATCHES
 from nae_monitor.capture.generation import Generation, Sink
 from nae_monitor.capture.listener import CaptureListener, Stopping
 from nae_monitor.capture.options import GenerateOptions, read_options
@@ -29,6 +31,9 @@ _UNMAPPED = object()  # a watched generation that cannot or may not be mapped to
 
 class TransformersTap:
     """Captures the residual stream behind block ``layer - 1`` while ``model.generate`` runs.
+
+    Continuous batching (``generate_batch``, ``transformers serve --continuous-batching``) is
+    captured too, request by request.
 
     Rows equal ``hidden_states[layer]`` of an ordinary forward pass. Works under any number of
     generating threads. Between :meth:`attach` and :meth:`detach` a call that cannot be mapped to
@@ -82,6 +87,7 @@ class TransformersTap:
         self._replaced: Any = None  # what stood in the instance's dictionary before
         self._local = threading.local()  # .generation: under way in this thread, or _UNMAPPED
         self._told_blind = False
+        self._continuous: ContinuousCapture | None = None
 
     def attach(self) -> TransformersTap:
         """Set the hooks and watch ``generate``; a second call changes nothing."""
@@ -94,6 +100,9 @@ class TransformersTap:
                 self._replaced = self._model.__dict__.get("generate")
                 self._wrapper = self._watch(self._model.generate)
                 self._model.generate = self._wrapper
+                if hasattr(self._model, "init_continuous_batching"):
+                    self._continuous = ContinuousCapture(self._sink, self._stopping)
+                    WATCHES.add(self._model, self._continuous)
             except BaseException:
                 self._remove()
                 raise
@@ -132,6 +141,10 @@ class TransformersTap:
             if self._replaced is not None:
                 self._model.generate = self._replaced
         self._wrapper = self._replaced = None
+        if self._continuous is not None:
+            WATCHES.remove(self._model, self._continuous)
+            self._continuous.close()
+            self._continuous = None
 
     def _watch(self, original: Any) -> Any:
         signature = inspect.signature(original)
@@ -228,6 +241,11 @@ class TransformersTap:
         generation = getattr(self._local, "generation", None)
         if generation is _UNMAPPED:
             return
+        continuous = self._continuous
+        if generation is None and continuous is not None and continuous.running_here():
+            with self._health.guard("capture.pass"):
+                continuous.before_pass(kwargs.get("input_ids"), kwargs.get("position_ids"))
+            return
         with self._health.guard("capture.pass"):
             ids = kwargs.get("input_ids", args[0] if args else None)
             if isinstance(generation, Generation):
@@ -241,6 +259,11 @@ class TransformersTap:
         if isinstance(generation, Generation):
             with self._health.guard("capture.block"):
                 generation.after_block(output)
+        elif generation is None:
+            continuous = self._continuous
+            if continuous is not None and continuous.running_here():
+                with self._health.guard("capture.block"):
+                    continuous.after_block(output)
 
 
 def _by_name(

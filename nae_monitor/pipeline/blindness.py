@@ -14,7 +14,7 @@ from nae_monitor.records import Alert, Request
 REPEAT_S = 60.0  # a component that flaps is told at most this often
 NOT_A_SENSE = ("observer",)  # circuits without which the monitor sees as well
 UNSEEN = "capture.unseen"
-_UNSEEN_COUNTERS = ("blind.no_rows", "blind.some_rows")
+_UNSEEN_COUNTERS = ("blind.no_rows", "blind.some_rows", "blind.not_mapped")
 
 
 @dataclass(slots=True)

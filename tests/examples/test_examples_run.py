@@ -53,3 +53,10 @@ def test_a_recording_is_judged_by_other_rules(tmp_path: Path) -> None:
     assert "credentials_asked_for: request r1" in said
     assert "credentials_asked_for: request r0" not in said
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.live
+@pytest.mark.timeout(600)
+def test_a_loop_of_my_own_is_watched(tmp_path: Path) -> None:
+    said = run("my_own_decode_loop.py", "--max-new-tokens", "4", cwd=tmp_path)
+    assert said.count("tokens judged") == 1
