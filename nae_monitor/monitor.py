@@ -188,12 +188,12 @@ class Monitor:
     @property
     def layer(self) -> int:
         """K: the NLA pair reads ``hidden_states[K]``."""
-        return self._parts.decoder.layer
+        return (self._outpost or self._own_parts().decoder).layer
 
     @property
     def d_model(self) -> int:
         """Width of the vectors that the NLA pair reads."""
-        return self._parts.decoder.d_model
+        return (self._outpost or self._own_parts().decoder).d_model
 
     def listener(self, tokenizer: Any) -> CaptureListener:
         """For the tap of another server, which tests itself: what to tell of its rows.
@@ -289,17 +289,16 @@ class Monitor:
         return self._sinks.stats() if self._sinks is not None else {}
 
     def _tap(self, model: Any, tokenizer: Any) -> TransformersTap:
-        layer = (self._outpost or self._own_parts().decoder).layer
         inner = inner_model(model)
         pipeline = self._started(tokenizer)
         listener = pipeline.listener(TokenText(tokenizer))
         if inner not in self._tested:
-            self_test(model, tokenizer, layer=layer)
+            self_test(model, tokenizer, layer=self.layer)
             self._tested.add(inner)
         return TransformersTap(
             model,
             tokenizer,
-            layer=layer,
+            layer=self.layer,
             settings=self.settings.capture,
             listener=listener,
             health=self.health,
@@ -348,7 +347,7 @@ class Monitor:
         return writer
 
     def _refuse_other_width(self, model: Any) -> None:
-        expected = (self._outpost or self._own_parts().decoder).d_model
+        expected = self.d_model
         config: Any = getattr(model, "config", None)
         if hasattr(config, "get_text_config"):
             config = config.get_text_config()
