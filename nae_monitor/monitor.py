@@ -187,12 +187,12 @@ class Monitor:
     @property
     def layer(self) -> int:
         """K: the NLA pair reads ``hidden_states[K]``."""
-        return self._parts.decoder.layer
+        return (self._outpost or self._own_parts().decoder).layer
 
     @property
     def d_model(self) -> int:
         """Width of the vectors that the NLA pair reads."""
-        return self._parts.decoder.d_model
+        return (self._outpost or self._own_parts().decoder).d_model
 
     def listener(self, tokenizer: Any) -> CaptureListener:
         """For the tap of another server, which tests itself: what to tell of its rows.
