@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -53,7 +52,7 @@ class InlineHost:
         self._monitor = monitor
         self.layer, self.d_model = monitor.layer, monitor.d_model
         self.health = monitor.health
-        self.listener = monitor.listener(tokenizer)
+        self.listener: CaptureListener = monitor.listener(tokenizer)
 
     def should_stop(self, request_id: str) -> bool:
         """See :class:`Host`."""
@@ -72,12 +71,12 @@ class OutpostHost:
     """Sends rows to `nae-monitor worker`."""
 
     def __init__(self, settings: Settings) -> None:
-        # ZeroMQ or Kafka, and nothing that an inline monitor needs.
-        placement: Any = importlib.import_module("nae_monitor.placement")
+        from nae_monitor.placement import open_outpost
+
         self.health = Health()
-        self._outpost = placement.open_outpost(settings, self.health)
+        self._outpost = open_outpost(settings, self.health)
         self.layer, self.d_model = self._outpost.layer, self._outpost.d_model
-        self.listener = self._outpost.listener()
+        self.listener: CaptureListener = self._outpost.listener()
 
     def should_stop(self, request_id: str) -> bool:
         """See :class:`Host`."""
@@ -99,7 +98,7 @@ def open_host(settings: Settings, tokenizer: Callable[[], Any]) -> Host:
     Raises:
         ConfigurationError: every problem of the configuration, or of the worker it names.
     """
-    if str(settings.capture.placement) == "inline":
+    if settings.capture.placement == "inline":
         return InlineHost(settings, tokenizer())
     return OutpostHost(settings)
 
