@@ -25,7 +25,8 @@ from pathlib import Path
 from nae_monitor import Monitor, Settings
 from nae_monitor.alert import consume_kafka
 from nae_monitor.models import load_target
-from nae_monitor.settings import AlertSettings, DetectSettings, KafkaSettings, SinkSettings
+from nae_monitor.settings import DetectSettings
+from nae_monitor.sink_settings import AlertSettings, KafkaSettings, SinkSettings
 
 RULES = Path(__file__).parent / "rules"
 START_LIMIT_S = 30.0

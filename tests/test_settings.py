@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nae_monitor.errors import ConfigurationError, Problem
-from nae_monitor.settings import (
+from nae_monitor.settings import Settings
+from nae_monitor.sink_settings import (
     ConsoleSettings,
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
-    Settings,
     SinkSettings,
 )
 

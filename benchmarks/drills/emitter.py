@@ -21,7 +21,7 @@ from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.sink import Sink
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings, OtelSettings
+from nae_monitor.sink_settings import KafkaSettings, OtelSettings
 
 TELL_S = 0.1
 CLOSE_S = 2.0

@@ -22,7 +22,7 @@ from nae_monitor.alert.event import to_event
 from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_producer import connect
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 BENCHMARKS = Path(__file__).parents[1]
 AHEAD = 4000  # alerts that the emitting thread is ahead of the sink

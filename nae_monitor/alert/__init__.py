@@ -26,12 +26,12 @@ from nae_monitor.alert.window import AlertWindow
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Severity, StopOutcome
-from nae_monitor.settings import (
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import (
     AlertSettings,
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
-    PrivacySettings,
     SinkSettings,
     WebhookSettings,
 )

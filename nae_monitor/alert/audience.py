@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nae_monitor.records import Alert
-from nae_monitor.settings import SinkOptions
+from nae_monitor.sink_settings import SinkOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.threaded import RetryingSink
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
-from nae_monitor.settings import JsonlSettings
+from nae_monitor.sink_settings import JsonlSettings
 
 FSYNC_INTERVAL_S = 1.0
 MAX_LINE_BYTES = 4 * 1024 * 1024

@@ -34,7 +34,7 @@ from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 MAX_IN_FLIGHT_RECORDS = 1000
 DELIVERY_TIMEOUT_S = 10.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from nae_monitor.errors import Mark, Problem
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")

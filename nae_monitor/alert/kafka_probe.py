@@ -23,7 +23,7 @@ from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.alert.kafka_security import reason_of, security
 from nae_monitor.errors import Mark, Problem
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 LIMIT_S = 3.0  # of asking one broker, and of waiting for topics to be made
 PAUSE_S = 0.1

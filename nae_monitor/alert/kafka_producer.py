@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.alert.kafka_security import security
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 API_VERSION = (2, 6)  # pinned: finding it out blocks 30 s where no broker answers
 MAX_BLOCK_MS = 200

@@ -11,7 +11,7 @@ from typing import Any
 
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.errors import Mark, Problem
-from nae_monitor.settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings
+from nae_monitor.sink_settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings
 
 
 def security(settings: KafkaSettings, environ: Mapping[str, str] | None = None) -> dict[str, Any]:

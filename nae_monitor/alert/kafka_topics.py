@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 # A topic of a route that failed so often is left for the sink's own, for so long.
 TRIALS = 5

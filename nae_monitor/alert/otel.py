@@ -34,7 +34,7 @@ from nae_monitor.alert.threaded import RetryingSink
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.records import Request
-from nae_monitor.settings import OtelSettings
+from nae_monitor.sink_settings import OtelSettings
 
 SCOPE = "nae_monitor"
 QUEUE_EVENTS = 2048

@@ -25,7 +25,7 @@ from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import RetryingSink
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
-from nae_monitor.settings import WebhookSettings
+from nae_monitor.sink_settings import WebhookSettings
 
 MAX_RETRY_AFTER_S = 300.0
 ANSWER_BYTES = 4096  # read of an answer, so that its connection can be used again

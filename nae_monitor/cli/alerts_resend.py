@@ -13,7 +13,8 @@ from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_fro
 from nae_monitor.cli.terminal import json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
-    from nae_monitor.settings import KafkaSettings, Settings
+    from nae_monitor.settings import Settings
+    from nae_monitor.sink_settings import KafkaSettings
 
 POLL_S = 0.1
 
@@ -54,7 +55,7 @@ def resend(
 
 
 def _kafka_sinks(settings: Settings) -> list[KafkaSettings]:
-    from nae_monitor.settings import KafkaSettings
+    from nae_monitor.sink_settings import KafkaSettings
 
     options = (sink.options for sink in settings.alert.sinks)
     return [one for one in options if isinstance(one, KafkaSettings)]

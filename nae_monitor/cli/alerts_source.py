@@ -73,7 +73,7 @@ def _refuse_silent_broker(bootstrap: str, topic: str) -> None:
     from nae_monitor.alert import kafka_address
     from nae_monitor.cli.network import unreachable_brokers
     from nae_monitor.errors import ConfigurationError, Mark, Problem
-    from nae_monitor.settings import KafkaSettings
+    from nae_monitor.sink_settings import KafkaSettings
 
     where = Mark("--kafka")
     problems = kafka_address.check(KafkaSettings(bootstrap, topic), where)

@@ -18,15 +18,13 @@ import typer
 from nae_monitor.cli.demo_screen import DemoScreen, print_summary
 from nae_monitor.cli.terminal import errors, quiet_libraries
 from nae_monitor.settings import (
-    AlertSettings,
     BudgetSettings,
-    JsonlSettings,
     PrivacySettings,
     RecordSettings,
     ScreenSettings,
     Settings,
-    SinkSettings,
 )
+from nae_monitor.sink_settings import AlertSettings, JsonlSettings, SinkSettings
 
 if TYPE_CHECKING:
     from nae_monitor.models import Target

@@ -18,7 +18,7 @@ from nae_monitor.placement.carrier import Captured, Destination
 from nae_monitor.placement.frame import Frame, FrameError, Kind, pack
 from nae_monitor.placement.greetings import Hello
 from nae_monitor.placement_settings import ActivationsSettings
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 DELIVERY_S = 10.0  # within which a record is acknowledged or given up
 OVERDUE_S = 15.0  # a record older than that: the producer hangs, and another is made

@@ -17,7 +17,8 @@ from nae_monitor.alert.tail import JsonlTail
 from nae_monitor.errors import ConfigurationError
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Request
-from nae_monitor.settings import AlertSettings, PrivacySettings, Settings
+from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.sink_settings import AlertSettings
 
 names = st.frozensets(st.sampled_from("abc"), max_size=2)
 

@@ -27,7 +27,7 @@ from nae_monitor.alert.kafka_side_events import (
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.tail import KafkaTail
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 
 def sink_for(broker: Broker, tmp_path: Path, health: Health, **options: Any) -> KafkaSink:

@@ -21,7 +21,8 @@ from nae_monitor.alert.tail import JsonlTail
 from nae_monitor.errors import ConfigurationError, InputDataError
 from nae_monitor.health import Health
 from nae_monitor.records import Alert
-from nae_monitor.settings import AlertSettings, JsonlSettings, PrivacySettings, SinkSettings
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import AlertSettings, JsonlSettings, SinkSettings
 
 
 def sink_at(path: Path, health: Health, **options: Any) -> JsonlSink:

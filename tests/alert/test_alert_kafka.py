@@ -23,7 +23,8 @@ from nae_monitor.alert.tail import KafkaTail, consume_kafka
 from nae_monitor.errors import ConfigurationError, InputDataError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Severity
-from nae_monitor.settings import AlertSettings, KafkaSettings, PrivacySettings, SinkSettings
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import AlertSettings, KafkaSettings, SinkSettings
 
 TOPIC = "nae.alerts"
 BIG_BYTES = 64 * 1024 * 1024

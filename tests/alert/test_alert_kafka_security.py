@@ -21,13 +21,12 @@ from nae_monitor.alert.kafka_security import problems_of_security, security
 from nae_monitor.alert.tail import KafkaTail
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
-from nae_monitor.settings import (
+from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.sink_settings import (
     AlertSettings,
     KafkaSaslSettings,
     KafkaSettings,
     KafkaTlsSettings,
-    PrivacySettings,
-    Settings,
     SinkSettings,
 )
 

@@ -14,7 +14,7 @@ from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_producer import connect, discard, unknown_topics
 from nae_monitor.alert.kafka_topics import AVOID_S, TRIALS, RouteTopics
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 from nae_monitor.testing import ManualClock
 
 SETTINGS = KafkaSettings("127.0.0.1:9", "nae.alerts", {"oncall": "nae.oncall", "siem": "nae.siem"})

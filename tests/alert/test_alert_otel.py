@@ -33,7 +33,8 @@ from nae_monitor.alert.privacy import CAPTURE_ENV, RedactedAlert
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Request, TraceRef
-from nae_monitor.settings import AlertSettings, OtelSettings, PrivacySettings, SinkSettings
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import AlertSettings, OtelSettings, SinkSettings
 
 ALERT_ID = "nae.alert.id"
 

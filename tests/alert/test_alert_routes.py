@@ -24,13 +24,12 @@ from nae_monitor.alert.otel_mapping import evaluation_attributes, span_attribute
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Severity, StopOutcome
-from nae_monitor.settings import (
+from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.sink_settings import (
     AlertSettings,
     ConsoleSettings,
     JsonlSettings,
     KafkaSettings,
-    PrivacySettings,
-    Settings,
     SinkSettings,
 )
 from nae_monitor.testing import ListSink

@@ -16,12 +16,12 @@ from nae_monitor.alert.sink import Sink
 from nae_monitor.errors import ConfigurationError
 from nae_monitor.health import Health
 from nae_monitor.records import Alert
-from nae_monitor.settings import (
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import (
     AlertSettings,
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
-    PrivacySettings,
     SinkSettings,
 )
 

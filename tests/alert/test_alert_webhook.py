@@ -24,7 +24,8 @@ from nae_monitor.alert.webhook import MAX_RETRY_AFTER_S, WebhookSink, check, wai
 from nae_monitor.alert.webhook_body import slack_body
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
-from nae_monitor.settings import AlertSettings, PrivacySettings, SinkSettings, WebhookSettings
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import AlertSettings, SinkSettings, WebhookSettings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the example of Standard Webhooks
 ENV = {"NAE_MONITOR_WEBHOOK_SECRET": SECRET}

@@ -22,7 +22,7 @@ from nae_monitor.alert import KafkaTail
 from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.health import Health
-from nae_monitor.settings import KafkaSettings
+from nae_monitor.sink_settings import KafkaSettings
 
 __all__ = ["broker", "health", "sleeping_broker"]
 

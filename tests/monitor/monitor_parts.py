@@ -17,19 +17,17 @@ from nae_monitor.health import Health
 from nae_monitor.monitor import Monitor
 from nae_monitor.parts import Parts
 from nae_monitor.settings import (
-    AlertSettings,
     BudgetSettings,
     CaptureSettings,
-    JsonlSettings,
     NlaSettings,
     PolicySettings,
     PrivacySettings,
     RecordSettings,
     ScreenSettings,
     Settings,
-    SinkSettings,
     TargetSettings,
 )
+from nae_monitor.sink_settings import AlertSettings, JsonlSettings, SinkSettings
 from nae_monitor.testing import FakeDecoder
 
 D_MODEL, LAYER, VOCABULARY = 32, 2, 300

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from nae_monitor.replay import replay
-from nae_monitor.settings import (
+from nae_monitor.settings import PrivacySettings
+from nae_monitor.sink_settings import (
     AlertSettings,
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
-    PrivacySettings,
     SinkSettings,
 )
 from nae_monitor.testing import FakeDecoder

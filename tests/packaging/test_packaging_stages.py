@@ -18,6 +18,7 @@ CONTRACT = {
     "health",
     "settings",
     "placement_settings",
+    "sink_settings",
     "binding",
     "strict_yaml",
     "models",

@@ -25,19 +25,17 @@ from nae_monitor.placement.worker import Worker
 from nae_monitor.placement_settings import IpcSettings
 from nae_monitor.records import Decoding, Phase, Request, RowBatch
 from nae_monitor.settings import (
-    AlertSettings,
     BudgetSettings,
     CaptureSettings,
     DetectSettings,
-    JsonlSettings,
     NlaSettings,
     PrivacySettings,
     RecordSettings,
     ScreenSettings,
     Settings,
-    SinkSettings,
     TargetSettings,
 )
+from nae_monitor.sink_settings import AlertSettings, JsonlSettings, SinkSettings
 from nae_monitor.testing import FakeDecoder
 from nae_monitor.token_text import TokenText
 

@@ -13,11 +13,11 @@ from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.cli.checks.check import Check, problem_check
 from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
-from nae_monitor.settings import (
+from nae_monitor.settings import Settings
+from nae_monitor.sink_settings import (
     JsonlSettings,
     KafkaSettings,
     OtelSettings,
-    Settings,
     SinkSettings,
     WebhookSettings,
 )
