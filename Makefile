@@ -1,5 +1,6 @@
 # make install   the environment in .venv          make demo    the whole pipeline, with a report
 # make test      lint, types, tests                make bench   every benchmark, quickly
+# make test-live drills with a broker that is killed, replay on a Ray cluster; some minutes
 # make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
 # make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
 #
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-vllm bench fuzz clean
+.PHONY: install demo test test-live test-vllm bench fuzz clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -74,6 +75,10 @@ $(VLLM_STAMP): pyproject.toml | $(STAMP)
 test-vllm: $(VLLM_STAMP)
 	@$(BIN)/python -c 'from nae_monitor.models import resolve_target as r; r("smollm2-135m-instruct")'
 	$(VLLM_BIN)/python -m pytest -q tests/live/vllm tests/integrations/vllm
+
+test-live: install
+	@$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/live/delivery tests/live/test_live_ray.py
 
 # Every script runs, whatever the one before it came to; the exit code says whether all claims hold.
 bench: install

@@ -35,6 +35,7 @@ from nae_monitor.placement.reception import Guest
 from nae_monitor.placement_settings import IpcSettings, socket_path
 
 POLL_MS = 20  # how long an answer may wait for the thread that owns the socket
+LAST_CALL_S = 1.0  # for the frames that had arrived when a worker was told to end
 READ_FRAMES = 256  # in one go
 MAX_GUESTS = 256
 MAX_ANSWERS = 100_000  # waiting for room; more are dropped and counted
@@ -95,6 +96,8 @@ class Receiver:
         self._answers: deque[tuple[Guest, Kind, dict[str, Any]]] = deque()
         self._beat_s = clock()
         self._taking = threading.Event()
+        self._last_call = threading.Event()
+        self._door_shut = threading.Event()
         self._lock = _claim(endpoint)
         self._context = zmq.Context(1)
         self._socket = self._bound()
@@ -114,7 +117,9 @@ class Receiver:
         return [visit.guest for visit in list(self._visits.values())]
 
     def take_no_more(self) -> None:
-        """Turn away whoever greets from now on, and every further frame."""
+        """Take what has arrived by now, then turn away whoever greets and every further frame."""
+        self._last_call.set()
+        self._door_shut.wait(LAST_CALL_S)
         self._taking.clear()
 
     # -- the receiving thread -------------------------------------------------------------------
@@ -143,10 +148,14 @@ class Receiver:
             self._lock.release()
 
     def _step(self) -> None:
+        last_call = self._last_call.is_set()
         for _ in range(READ_FRAMES):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                if last_call and not self._door_shut.is_set():
+                    self._taking.clear()
+                    self._door_shut.set()
                 break
             self._receive(parts)
         self._flush()

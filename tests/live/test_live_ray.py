@@ -16,7 +16,6 @@ from replay_demo_run import write_demo_run  # noqa: E402
 from replay_scenario import replayed  # noqa: E402
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(280)]
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 
 def files(run: Path) -> dict[str, bytes]:
