@@ -93,7 +93,9 @@ def load_verbalizer(
     name, _, url = settings.engine.partition(":")
     if name == "torch":
         model = load_causal_lm(checkpoint.source, dtype=dtype, device=device)
-        local = TorchEngine(model, checkpoint.tokenizer, batch_size=settings.batch_size)
+        local = TorchEngine(
+            model, checkpoint.tokenizer, batch_size=settings.batch_size, is_frozen=True
+        )
         builder = PromptBuilder(checkpoint, local.prompt_rows(checkpoint.prompt_ids))
         return Verbalizer(checkpoint, builder, local)
     builder = PromptBuilder(checkpoint, embedding_rows(checkpoint.source, checkpoint.prompt_ids))

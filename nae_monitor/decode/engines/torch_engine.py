@@ -1,6 +1,10 @@
 """The verbalizer in this process: batched decoding on a key-value cache.
 
 All prompts have the same length, so nothing is padded; rows that end leave the batch at once.
+Llama- and Qwen2-shaped models whose weights stay as they are run on
+:class:`~nae_monitor.decode.engines.fused.FusedDecoder`, and the next prompts take the places of
+rows that ended; every other model runs on its own forward pass, in batches, and
+:attr:`TorchEngine.general_because` says why.
 
 The same text whatever the batch: floating-point results differ in the last bits with the shape
 of a batch, which may flip a near tie. So wherever the best two scores lie closer than
@@ -13,15 +17,20 @@ they fall.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from nae_monitor.decode.engines.fused import FusedDecoder, KeyValues, unsupported
 from nae_monitor.decode.prompts import CLOSE_TAG, Generation, PromptBatch, Sampling
 
+log = logging.getLogger(__name__)
 NEAR_TIE = 1e-4
+REFILL_SHARE = 8  # prompts enter once this part of the batch is free: few rows fill no product
 _TAIL_TOKENS = 2 * len(CLOSE_TAG)  # no tokenizer spells the closing tag in more
 
 
@@ -42,9 +51,13 @@ class TorchEngine:
         model: the verbalizer, in evaluation mode.
         tokenizer: its tokenizer.
         batch_size: how many prompts run at once.
+        is_frozen: the weights never change while the engine lives, so that they may be laid out
+            anew, which costs a copy of about half of them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int, is_frozen: bool = False
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -53,6 +66,12 @@ class TorchEngine:
         self._dtype = self._embed.weight.dtype
         self._stop_ids = _stop_ids(model, tokenizer)
         self._near_tie = NEAR_TIE if self._dtype == torch.float32 else 0.0
+        reason = unsupported(model) if is_frozen else "the weights may change"
+        self.general_because = reason  # None: the fused pass is used
+        self._fused = FusedDecoder(model) if reason is None else None
+        self._spare: KeyValues | None = None
+        if is_frozen and reason is not None:
+            log.info("the verbalizer decodes on the general, slower path: %s", reason)
 
     def prompt_rows(self, token_ids: tuple[int, ...]) -> torch.Tensor:
         """Embeddings of ``token_ids`` as the first block sees them, [T, d] float32."""
@@ -64,6 +83,9 @@ class TorchEngine:
         """See :class:`nae_monitor.decode.engines.Engine`; never raises EngineError."""
         done: dict[int, Generation] = {}
         with torch.inference_mode():
+            if self._fused is not None:
+                self._run_fused(self._fused, prompts, sampling, done)
+                return [done[i] for i in range(len(prompts))]
             for start in range(0, len(prompts), self._batch_size):
                 stop = min(start + self._batch_size, len(prompts))
                 rows = [self._row(prompts, i, sampling) for i in range(start, stop)]
@@ -76,15 +98,85 @@ class TorchEngine:
             return _Row(index, prompt, None)
         return _Row(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
 
+    def _run_fused(
+        self,
+        decoder: FusedDecoder,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        done: dict[int, Generation],
+    ) -> None:
+        """Keep the batch full: a prompt enters where a text has ended."""
+        length = int(prompts.embeddings.shape[1])
+        size = min(self._batch_size, len(prompts))
+        cache = self._take_cache(decoder, size, length + sampling.max_new_tokens)
+        prefix = self._prefix(decoder, prompts)
+        waiting = deque(range(len(prompts)))
+        rows: list[_Row] = []
+        while rows or waiting:
+            free = size - len(rows)
+            if waiting and free >= max(1, size // REFILL_SHARE):
+                count, shared = min(free, len(waiting)), prompts.shared_tokens
+                fresh = [self._row(prompts, waiting.popleft(), sampling) for _ in range(count)]
+                cache.copy_prefix(prefix, shared, len(rows), count)
+                states = torch.stack([row.prompt[shared:] for row in fresh])
+                logits = decoder.forward(states, cache, len(rows), [shared] * count)
+                self._extend(logits, fresh, sampling)
+                rows += fresh
+            else:
+                last = torch.tensor([row.ids[-1] for row in rows], device=self._device)
+                starts = [length + len(row.ids) - 1 for row in rows]
+                logits = decoder.forward(decoder.embed(last), cache, 0, starts)
+                self._extend(logits, rows, sampling)
+            self._retire(rows, cache, length, sampling, done)
+        self._spare = cache
+
+    def _take_cache(self, decoder: FusedDecoder, rows: int, capacity_tokens: int) -> KeyValues:
+        """The last call's, where it is large enough; only one is kept."""
+        spare, self._spare = self._spare, None
+        if spare is not None and (
+            spare.shape.rows >= rows and spare.shape.capacity_tokens >= capacity_tokens
+        ):
+            return spare
+        return decoder.cache(rows, capacity_tokens)
+
+    def _prefix(self, decoder: FusedDecoder, prompts: PromptBatch) -> KeyValues:
+        """Keys and values of what all prompts begin with, run once."""
+        shared = prompts.shared_tokens
+        cache = decoder.cache(1, max(shared, 1))
+        if shared:
+            states = prompts.embeddings[:1, :shared].to(self._device, self._dtype)
+            decoder.forward(states, cache, 0, [0])
+        return cache
+
+    def _extend(self, logits: torch.Tensor, rows: list[_Row], sampling: Sampling) -> None:
+        for row, token_id in zip(rows, self._choose(logits, rows, sampling), strict=True):
+            row.ids.append(token_id)
+
+    def _retire(
+        self,
+        rows: list[_Row],
+        cache: KeyValues,
+        length: int,
+        sampling: Sampling,
+        done: dict[int, Generation],
+    ) -> None:
+        """Take out the rows that ended; the last ones move into their places."""
+        for place in reversed(range(len(rows))):
+            if not self._ends(rows[place], sampling):
+                continue
+            done[rows[place].index] = self._finish(rows[place])
+            last = rows.pop()
+            if place < len(rows):
+                rows[place] = last
+                cache.move(len(rows), place, length + len(last.ids) - 1)
+
     def _run(
         self, rows: list[_Row], shared: int, sampling: Sampling, done: dict[int, Generation]
     ) -> None:
         cache = DynamicCache(config=self._model.config)
         logits = self._prefill(rows, shared, cache)
         while True:
-            ids = self._choose(logits, rows, sampling)
-            for row, token_id in zip(rows, ids, strict=True):
-                row.ids.append(token_id)
+            self._extend(logits, rows, sampling)
             alive = [i for i, row in enumerate(rows) if not self._ends(row, sampling)]
             if len(alive) < len(rows):
                 kept = set(alive)

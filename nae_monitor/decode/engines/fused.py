@@ -1,0 +1,268 @@
+"""One pass of a Llama-shaped decoder over rows of different lengths, with static caches.
+
+What a general implementation pays and this does not: a matrix product each for query, key, value,
+gate and up (here two in all), caches that are concatenated anew for each token, masks and position
+tables that are rebuilt, and logits of tokens whose successor is already known.
+
+Architecture: RMS norm before attention and feed-forward, rotary positions, grouped-query attention,
+SwiGLU (Touvron et al., arXiv 2302.13971; Qwen2 adds biases to query, key and value).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+
+from nae_monitor.decode.engines.packed import PackedLinear
+
+# Frequencies that depend on neither the sequence's length nor the context's.
+_STATIC_ROPES = frozenset({"default", "linear", "llama3"})
+
+
+def unsupported(model: Any) -> str | None:
+    """Why this pass cannot stand in for ``model``'s own, or None where it can."""
+    if type(model) not in (LlamaForCausalLM, Qwen2ForCausalLM):
+        return f"{type(model).__name__} is not a known architecture"
+    config = model.config
+    rope = config.rope_parameters.get("rope_type", "default")
+    if rope not in _STATIC_ROPES:
+        return f"rotary positions of type {rope}"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act}"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "attention in a window"
+    blocks = model.model.layers
+    linear = (
+        layer
+        for block in blocks
+        for part in (block.self_attn, block.mlp)
+        for name, layer in part.named_children()
+        if name.endswith("_proj")
+    )
+    if any(type(layer) is not nn.Linear for layer in (*linear, model.lm_head)):
+        return "linear layers that are wrapped"
+    if len({p.device for p in model.parameters()}) > 1:
+        return "weights on several devices"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What the static caches hold; their bytes follow from it alone."""
+
+    layers: int
+    rows: int
+    kv_heads: int
+    capacity_tokens: int  # a row
+    head_size: int
+
+    def size_bytes(self, itemsize_bytes: int) -> int:
+        """Keys and values of all rows."""
+        values = self.layers * self.rows * self.kv_heads * self.capacity_tokens * self.head_size
+        return 2 * values * itemsize_bytes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Block:
+    norm: Tensor
+    qkv: PackedLinear
+    out: PackedLinear
+    ff_norm: Tensor
+    gate_up: PackedLinear
+    down: PackedLinear
+    epsilon: float
+
+
+class FusedDecoder:
+    """Weights laid out for the pass; read-only and shared by all caches.
+
+    Packed and fused weights are copies: ``extra_bytes`` beside the model's own weights.
+
+    Args:
+        model: of which :func:`unsupported` says None; its weights must not change afterwards.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
+        self.head_size = int(model.model.layers[0].self_attn.head_dim)
+        self._blocks = [_block(layer) for layer in model.model.layers]
+        self._norm = model.model.norm.weight
+        self._epsilon = float(model.model.norm.variance_epsilon)
+        self._rotary = model.model.rotary_emb
+        self._lm_head = PackedLinear(model.lm_head)
+        self._embedding = model.model.embed_tokens.weight
+
+    @property
+    def extra_bytes(self) -> int:
+        """Of the copies."""
+        linear = (p for b in self._blocks for p in (b.qkv, b.out, b.gate_up, b.down))
+        return self._lm_head.extra_bytes + sum(part.extra_bytes for part in linear)
+
+    def cache(self, rows: int, capacity_tokens: int) -> KeyValues:
+        """Empty caches for ``rows`` texts of at most ``capacity_tokens``, prompt included."""
+        shape = CacheShape(len(self._blocks), rows, self.kv_heads, capacity_tokens, self.head_size)
+        positions = torch.arange(capacity_tokens, device=self._embedding.device)[None]
+        cos, sin = self._rotary(self._embedding[:1, None], positions)
+        return KeyValues(shape, cos[0], sin[0], self._embedding)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[n] token ids to [n, 1, d]."""
+        return functional.embedding(ids, self._embedding)[:, None]
+
+    def forward(self, states: Tensor, cache: KeyValues, first: int, starts: list[int]) -> Tensor:
+        """Logits [n, vocabulary] after the last token of each row.
+
+        Args:
+            states: [n, t, d] inputs of rows ``first`` to ``first + n - 1`` of the cache.
+            cache: takes their keys and values.
+            first: cache row of the first.
+            starts: position of each row's first token here, from 0; what lies before is attended.
+        """
+        count, tokens, width = states.shape
+        view = cache.view(first, starts, tokens, self.heads)
+        hidden = states.reshape(count * tokens, width)
+        for index, block in enumerate(self._blocks):
+            hidden = self._attend(hidden, block, index, view)
+            normed = _rms(hidden, block.ff_norm, block.epsilon)
+            gate, up = block.gate_up(normed).chunk(2, dim=1)
+            hidden = hidden + block.down(functional.silu(gate) * up)
+        last = hidden.view(count, tokens, width)[:, -1]
+        logits: Tensor = self._lm_head(_rms(last, self._norm, self._epsilon))
+        return logits.float()
+
+    def _attend(self, hidden: Tensor, block: _Block, index: int, view: View) -> Tensor:
+        normed = _rms(hidden, block.norm, block.epsilon)
+        fused = block.qkv(normed)
+        shape = (view.count, view.tokens, self.heads + 2 * self.kv_heads, self.head_size)
+        fused = fused.view(shape).transpose(1, 2)  # [n, heads, t, head_size]
+        rotated = _rotate(fused[:, : self.heads + self.kv_heads], view.cos, view.sin)
+        values = fused[:, self.heads + self.kv_heads :]
+        keys_all, values_all = view.store(index, rotated[:, self.heads :], values)
+        attended = view.attention(rotated[:, : self.heads], keys_all, values_all)
+        result: Tensor = hidden + block.out(attended)
+        return result
+
+
+class KeyValues:
+    """Keys and values of all rows, allocated once.
+
+    Args:
+        shape: of the caches.
+        cos: [capacity, head_size] of the rotary positions.
+        sin: likewise.
+        like: gives device and dtype.
+    """
+
+    def __init__(self, shape: CacheShape, cos: Tensor, sin: Tensor, like: Tensor) -> None:
+        sizes = (shape.layers, shape.rows, shape.kv_heads, shape.capacity_tokens, shape.head_size)
+        self.shape = shape
+        # Zeros, as what is masked is still multiplied: by 0, which rubbish of NaN would survive.
+        self.keys = torch.zeros(sizes, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
+        self.cos, self.sin = cos, sin
+
+    @property
+    def size_bytes(self) -> int:
+        """Allocated."""
+        return self.shape.size_bytes(self.keys.element_size())
+
+    def copy_prefix(self, source: KeyValues, tokens: int, first: int, count: int) -> None:
+        """Begin ``count`` rows with the first ``tokens`` of row 0 of ``source``."""
+        rows = slice(first, first + count)
+        self.keys[:, rows, :, :tokens] = source.keys[:, :1, :, :tokens]
+        self.values[:, rows, :, :tokens] = source.values[:, :1, :, :tokens]
+        self.values[:, rows, :, tokens:] = 0  # a row that ended in NaN must not reach its heir
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Let row ``target`` hold what row ``source`` does."""
+        self.keys[:, target, :, :tokens] = self.keys[:, source, :, :tokens]
+        self.values[:, target, :, :tokens] = self.values[:, source, :, :tokens]
+
+    def view(self, first: int, starts: list[int], tokens: int, heads: int) -> View:
+        """Rows from ``first`` on, of which each is about to grow by ``tokens``."""
+        return View(self, first, starts, tokens, heads)
+
+
+class View:
+    """What is the same in all blocks of one pass: positions, mask, places in the cache."""
+
+    def __init__(
+        self, cache: KeyValues, first: int, starts: list[int], tokens: int, heads: int
+    ) -> None:
+        device = cache.keys.device
+        self.count, self.tokens = len(starts), tokens
+        self._cache, self._rows = cache, slice(first, first + len(starts))
+        self._longest = max(starts) + tokens
+        self._groups = heads // cache.shape.kv_heads
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(
+            tokens, device=device
+        )
+        self.cos, self.sin = cache.cos[positions][:, None], cache.sin[positions][:, None]
+        seen = torch.arange(self._longest, device=device) <= positions[:, :, None]
+        blocked = torch.zeros(seen.shape, dtype=cache.keys.dtype, device=device)
+        blocked.masked_fill_(~seen, -torch.inf)
+        # [n, 1, groups * t, longest]: the query heads of one key head lie one after another.
+        self._mask = blocked[:, None].repeat(1, 1, self._groups, 1)
+        self._where = (
+            torch.arange(first, first + self.count, device=device)[:, None],
+            positions,
+        )
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [n, kv_heads, t, head_size]; give back all that is visible so far."""
+        rows, positions = self._where
+        kept_keys, kept_values = self._cache.keys[layer], self._cache.values[layer]
+        kept_keys[rows, :, positions] = keys.transpose(1, 2)
+        kept_values[rows, :, positions] = values.transpose(1, 2)
+        return (
+            kept_keys[self._rows, :, : self._longest],
+            kept_values[self._rows, :, : self._longest],
+        )
+
+    def attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """[n * t, heads * head_size] of [n, heads, t, head_size] queries.
+
+        Query heads that share a key head become rows of one product, so that keys and values are
+        read once and never repeated.
+        """
+        count, heads, tokens, size = queries.shape
+        kv_heads = heads // self._groups
+        grouped = queries.reshape(count, kv_heads, self._groups * tokens, size)
+        attended = functional.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=self._mask
+        )
+        attended = attended.reshape(count, heads, tokens, size).transpose(1, 2)
+        return attended.reshape(count * tokens, heads * size)
+
+
+def _block(layer: Any) -> _Block:
+    attention, feed = layer.self_attn, layer.mlp
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return _Block(
+        layer.input_layernorm.weight,
+        PackedLinear(*qkv),
+        PackedLinear(attention.o_proj),
+        layer.post_attention_layernorm.weight,
+        PackedLinear(feed.gate_proj, feed.up_proj),
+        PackedLinear(feed.down_proj),
+        float(layer.input_layernorm.variance_epsilon),
+    )
+
+
+def _rms(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = states.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * (wide * scale).to(states.dtype)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-right, left), dim=-1) * sin
