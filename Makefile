@@ -2,6 +2,7 @@
 # make test      lint, types, tests                make bench   every benchmark, quickly
 # make test-live drills with a broker that is killed, replay on a Ray cluster; some minutes
 # make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
+# make bench-vllm   decode engines, vLLM among them (in .venv-vllm)
 # make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
 #
 # A machine with a GPU whose own Python already has a CUDA build of torch keeps that torch;
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-live test-vllm bench fuzz clean
+.PHONY: install demo test test-live test-vllm bench bench-vllm fuzz clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -89,6 +90,9 @@ bench: install
 		$(BIN)/python "$$script" --quick || failed=1
 	done
 	exit $$failed
+
+bench-vllm: $(VLLM_STAMP)
+	$(BIN)/python benchmarks/decode.py --vllm-python $(VLLM_BIN)/python
 
 # Of each property, coverage-guided; what breaks one lies under build/fuzz/.
 FUZZ_S ?= 60
