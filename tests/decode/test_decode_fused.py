@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nae_monitor.decode.checkpoint import open_av
+from nae_monitor.decode.engines import fused
 from nae_monitor.decode.engines.fused import CacheShape, FusedDecoder, unsupported
 from nae_monitor.decode.engines.packed import PackedLinear
 from nae_monitor.decode.engines.torch_engine import TorchEngine
@@ -100,12 +101,18 @@ def test_an_unknown_architecture_is_named_and_takes_the_general_path(
     assert "Gemma3ForCausalLM" in fast.general_because
 
 
-@pytest.mark.parametrize("change", ["rope", "activation", "wrapped"])
-def test_what_the_pass_does_not_do_is_refused(llama: Any, change: str) -> None:
+@pytest.mark.parametrize("change", ["rope", "activation", "wrapped", "device", "size"])
+def test_what_the_pass_does_not_do_is_refused(
+    llama: Any, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = engines(llama, 1)[0]._model
     assert unsupported(model) is None
     if change == "rope":
         model.config.rope_parameters["rope_type"] = "dynamic"
+    elif change == "device":
+        model.to("meta")
+    elif change == "size":
+        monkeypatch.setattr(fused, "MAX_COPY_BYTES", 1000)
     elif change == "activation":
         model.config.hidden_act = "gelu"
     else:

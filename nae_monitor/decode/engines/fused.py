@@ -23,6 +23,7 @@ from nae_monitor.decode.engines.packed import PackedLinear
 
 # Frequencies that depend on neither the sequence's length nor the context's.
 _STATIC_ROPES = frozenset({"default", "linear", "llama3"})
+MAX_COPY_BYTES = 4 * 1024**3  # of weights laid out anew; a host must not run out of memory by it
 
 
 def unsupported(model: Any) -> str | None:
@@ -47,8 +48,11 @@ def unsupported(model: Any) -> str | None:
     )
     if any(type(layer) is not nn.Linear for layer in (*linear, model.lm_head)):
         return "linear layers that are wrapped"
-    if len({p.device for p in model.parameters()}) > 1:
-        return "weights on several devices"
+    if {p.device.type for p in model.parameters()} != {"cpu"}:
+        return "weights that are not on the CPU, where alone this pass was measured"
+    copied = (*blocks.parameters(), *model.lm_head.parameters())
+    if sum(weight.nbytes for weight in copied) > MAX_COPY_BYTES:
+        return f"weights whose copy would take more than {MAX_COPY_BYTES} bytes"
     return None
 
 
