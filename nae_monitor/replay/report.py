@@ -19,6 +19,7 @@ from nae_monitor.recording import Recording
 from nae_monitor.records import FindingState
 from nae_monitor.replay.moments import moment
 from nae_monitor.replay.report_data import MAX_TOKENS, RunData, gather
+from nae_monitor.replay.report_marks import revealed
 from nae_monitor.replay.report_stops import MAX_STOPS, stop_views
 from nae_monitor.replay.report_view import (
     MAX_ALERTS,
@@ -29,6 +30,7 @@ from nae_monitor.replay.report_view import (
     visible_token,
 )
 
+MAX_CHOICES = 500  # of one filter; the search finds the rest
 _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -69,6 +71,7 @@ def render(run: RunData) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_finalized,
     )
     environment.filters["n"] = lambda value: f"{value:,}"
     environment.filters["visible"] = visible_token
@@ -91,6 +94,11 @@ def script_json(value: Any) -> Markup:
     return Markup(text)  # noqa: S704 - nothing in it is markup any more
 
 
+def _finalized(value: Any) -> Any:
+    """Every text that the template prints, save our own markup, with its direction marks shown."""
+    return revealed(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _source(environment: Environment, name: str) -> str:
     if environment.loader is None:
         return ""
@@ -111,6 +119,14 @@ def _summary(run: RunData) -> dict[str, Any]:
         "coverage": run.coverage,
         "stages": _stages(run),
         "dropped": run.dropped.most_common(),
+        "tenants": sorted(
+            {
+                c.record.request.tenant
+                for c in run.conversations
+                if c.record and c.record.request.tenant
+            }
+        )[:MAX_CHOICES],
+        "rules": sorted({view.rule for view in views})[:MAX_CHOICES],
         "alerts": views[:MAX_ALERTS],
         "alert_count": len(views),
         "by_severity": [(name, by_severity[name]) for name in SEVERITIES if by_severity[name]],

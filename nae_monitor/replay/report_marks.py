@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from nae_monitor.alert.wording import matched_words, words_range
 from nae_monitor.records import Finding, Span
+
+# Unicode Standard Annex 9: marks, embeddings, overrides and isolates change the order on screen.
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def revealed(text: str) -> str:
+    """``text`` with each character that only steers direction written out, as ⟨U+202E⟩.
+
+    Left in place they let a text be read in another order than the one that was judged.
+    """
+    return _DIRECTION.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", text)
 
 
 def marked(text: str, spans: Sequence[Span]) -> tuple[tuple[str, bool], ...]:

@@ -32,11 +32,11 @@ from nae_monitor.records import (
 )
 from nae_monitor.replay import write_report
 from nae_monitor.replay.report import script_json
-from nae_monitor.replay.report_marks import marked
+from nae_monitor.replay.report_marks import marked, revealed
 from nae_monitor.replay.report_view import fidelity_bucket, histogram
 
 HOSTILE = (
-    "</script><script>document.title='pwned'</script>"
+    "\u202e</script><script>document.title='pwned'</script>"
     "<img src=x onerror=\"document.title='pwned'\"><!--<script> &lt;b&gt; \u2028 ${x} {{ 7*7 }}"
 )
 CHROMIUM = next(
@@ -163,7 +163,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "pwned" not in page.scripts[0]
     assert all(tag not in ("img", "b") or not a for tag, a in page.tags)
     assert "img" not in {tag for tag, _ in page.tags}
-    assert HOSTILE in page.text  # the alert's title, shown as it is
+    assert revealed(HOSTILE) in page.text  # the alert's title, shown as it is
     (conversation,) = json.loads(page.data)["conversations"]
     assert conversation["id"] == HOSTILE
     assert conversation["rows"][0]["text"] == HOSTILE
@@ -306,4 +306,42 @@ def test_a_browser_runs_no_script_that_came_with_the_data(tmp_path: Path) -> Non
     assert len(page.scripts) == 1
     assert "img" not in {tag for tag, _ in page.tags}
     assert "<title>pwned" not in html
+    assert "\u202e" not in html  # its right-to-left override is written out instead
+    assert "⟨U+202E⟩" in html
     assert page.text.count("onerror") > 3  # shown, as text, in alert, conversation and details
+
+
+def driven(page: Path, script: str) -> Path:
+    """A copy of the page in which ``script`` does what a reader would; the policy is left out."""
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
+    copy = page.with_name("driven.html")
+    copy.write_text(html.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    return copy
+
+
+def test_the_rule_filter_leaves_the_conversations_in_which_the_rule_matched(tmp_path: Path) -> None:
+    write_demo_run(tmp_path / "run")
+    page = report(tmp_path / "run")
+    matched = {
+        c["id"]: {f["rule"] for r in c["rows"] for f in r["findings"] if f["state"] == "match"}
+        for c in json.loads(page.data)["conversations"]
+    }
+    rule = sorted(set().union(*matched.values()))[0]
+    expected = {name for name, rules in matched.items() if rule in rules}
+    choose = (
+        f"const s = document.getElementById('f-rule'); s.value = {json.dumps(rule)};"
+        "s.dispatchEvent(new Event('input', {bubbles: true}));"
+    )
+    html = dom_in_browser(driven(tmp_path / "report.html", choose), tmp_path / "profile")
+    shown = [a for _, a in Page(html).tags if a.get("class") == "conv" and "hidden" not in a]
+    assert 0 < len(expected) < 24
+    assert {(a["aria-label"] or "").removeprefix("Conversation ") for a in shown} == expected
+
+
+def test_a_question_mark_opens_the_list_of_keys(tmp_path: Path) -> None:
+    write_demo_run(tmp_path / "run")
+    report(tmp_path / "run")
+    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '?', bubbles: true}));"
+    html = dom_in_browser(driven(tmp_path / "report.html", press), tmp_path / "profile")
+    (dialog,) = [a for tag, a in Page(html).tags if tag == "dialog"]
+    assert "open" in dialog

@@ -9,10 +9,13 @@
   let pinned = null;
 
   // All text reaches the page through textContent; nothing is ever parsed as markup.
+  // Characters that only steer direction are written out, or a text could be read in another order.
+  const DIRECTION = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+  const revealed = (text) => String(text).replace(DIRECTION, (sign) => "⟨U+" + sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "⟩");
   const el = (name, className, text) => {
     const node = document.createElement(name);
     if (className) node.className = className;
-    if (text !== undefined && text !== null) node.textContent = text;
+    if (text !== undefined && text !== null) node.textContent = revealed(text);
     return node;
   };
   const svg = (name, attributes) => {
@@ -35,7 +38,7 @@
   const label = (row) => {
     const hits = row.findings.map((f) => (f.state === "match" ? f.severity + ": " : "undecided: ") + f.title);
     const state = row.decoded ? (row.fve === null ? "FVE unknown" : "FVE " + signed(row.fve)) : "not decoded";
-    return [visible(row.t).trim() || "token", "position " + row.p, state, ...hits].join(", ");
+    return revealed([visible(row.t).trim() || "token", "position " + row.p, state, ...hits].join(", "));
   };
 
   const dress = (node, row) => {
@@ -53,7 +56,7 @@
     } else if (/^\s*$/.test(text)) {
       node.textContent = visible(text) + (text.includes("\n") ? "\n" : "");
     } else {
-      node.textContent = text;
+      node.textContent = revealed(text);
     }
     node.id = "c" + c.index + "-p" + row.p;
     node.setAttribute("role", "button");
@@ -71,7 +74,7 @@
     box.append(el("div", "role", name), body);
     let plain = "";
     const flush = () => {
-      if (plain) body.append(plain);
+      if (plain) body.append(revealed(plain));
       plain = "";
     };
     if (texts === null) {
@@ -181,10 +184,10 @@
     if (data.withheld) return el("p", "i-text muted", "Explanation withheld.");
     let at = 0;
     for (const [start, end] of row.marks) {
-      node.append(row.text.slice(at, start), el("mark", "", row.text.slice(start, end)));
+      node.append(revealed(row.text.slice(at, start)), el("mark", "", row.text.slice(start, end)));
       at = end;
     }
-    node.append(row.text.slice(at));
+    node.append(revealed(row.text.slice(at)));
     return node;
   };
 
@@ -268,9 +271,11 @@
     if (focus) node?.focus();
   };
 
-  const matches = (c, state, severity, text) => {
+  const matches = (c, state, severity, rule, tenant, text) => {
     if (state && c.state !== state) return false;
     if (severity && RANK.indexOf(c.severity) < RANK.indexOf(severity)) return false;
+    if (tenant && revealed(c.tenant ?? "") !== tenant) return false;
+    if (rule && !c.rows.some((row) => row.findings.some((f) => revealed(f.rule) === rule && f.state === "match"))) return false;
     if (!text) return true;
     if (c.haystack === undefined) {
       const rows = c.rows.flatMap((row) => [row.text, ...row.findings.flatMap((f) => [f.title, f.rule])]);
@@ -279,12 +284,13 @@
     }
     return c.haystack.includes(text);
   };
-  const value = (id) => document.getElementById(id).value;
+  const value = (id) => document.getElementById(id)?.value ?? "";
   const filter = () => {
-    const [state, severity, text] = [value("f-state"), value("f-sev"), value("f-text").trim().toLowerCase()];
+    const [state, severity, rule, tenant] = ["f-state", "f-sev", "f-rule", "f-tenant"].map(value);
+    const text = value("f-text").trim().toLowerCase();
     let shown = 0;
     for (const c of conversations) {
-      const fits = matches(c, state, severity, text);
+      const fits = matches(c, state, severity, rule, tenant, text);
       c.node.hidden = !fits;
       shown += fits;
     }
@@ -362,7 +368,7 @@
       c.index = index;
       c.node = el("article", "conv");
       c.node.id = "c" + index;
-      c.node.setAttribute("aria-label", "Conversation " + c.id);
+      c.node.setAttribute("aria-label", "Conversation " + revealed(c.id));
       c.node.conversation = c;
       c.node.append(head(c));
       list.append(c.node);
@@ -381,6 +387,13 @@
     }
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && pinned) unpin(true);
+      if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select")) return;
+      if (event.key === "/") {
+        event.preventDefault();
+        document.getElementById("f-text").focus();
+      } else if (event.key === "?") {
+        document.getElementById("keys").showModal();
+      }
     });
     const form = document.querySelector("form.bar");
     form.hidden = false;
