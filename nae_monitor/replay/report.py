@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.recording import Recording
-from nae_monitor.records import FindingState
+from nae_monitor.records import FindingState, Severity
 from nae_monitor.replay.moments import moment
 from nae_monitor.replay.report_data import MAX_TOKENS, RunData, gather
 from nae_monitor.replay.report_marks import revealed
@@ -107,6 +107,8 @@ def _source(environment: Environment, name: str) -> str:
 
 def _summary(run: RunData) -> dict[str, Any]:
     views = alerts(run)
+    signs = [view for view in views if view.severity == Severity.INFORMATIONAL]
+    grave = [view for view in views if view.severity != Severity.INFORMATIONAL]
     undecided = [f for f in run.findings if f.state is FindingState.UNDECIDED]
     by_severity = Counter(view.severity for view in views)
     return {
@@ -127,9 +129,15 @@ def _summary(run: RunData) -> dict[str, Any]:
             }
         )[:MAX_CHOICES],
         "rules": sorted({view.rule for view in views})[:MAX_CHOICES],
-        "alerts": views[:MAX_ALERTS],
-        "alert_count": len(views),
-        "by_severity": [(name, by_severity[name]) for name in SEVERITIES if by_severity[name]],
+        "alerts": grave[:MAX_ALERTS],
+        "alert_count": len(grave),
+        "signs": signs[:MAX_ALERTS],
+        "sign_count": len(signs),
+        "by_severity": [
+            (name, by_severity[name])
+            for name in SEVERITIES
+            if by_severity[name] and name != Severity.INFORMATIONAL
+        ],
         "severities": SEVERITIES,
         "undecided": Counter(f.title for f in undecided).most_common(),
         "undecided_why": Counter(why for f in undecided for why in f.undecided).most_common(5),

@@ -345,3 +345,25 @@ def test_a_question_mark_opens_the_list_of_keys(tmp_path: Path) -> None:
     html = dom_in_browser(driven(tmp_path / "report.html", press), tmp_path / "profile")
     (dialog,) = [a for tag, a in Page(html).tags if tag == "dialog"]
     assert "open" in dialog
+
+
+def test_informational_matches_are_signs_and_no_alerts(tmp_path: Path) -> None:
+    request = Request("r1", "r1", "m")
+    with RecordingWriter(
+        tmp_path / "run", manifest={"model": "m", "layer": 3}, d_model=D_MODEL, content="full"
+    ) as writer:
+        row = Activation(
+            request, 0, 1, "a", Phase.PROMPT, 3, torch.ones(D_MODEL), SampleReason.RANDOM
+        )
+        writer.write_activation(row, Decoding("text", True, 0.1, 0.2, 1, 256, "nla", 1, 0.1))
+        match = FindingState.MATCH
+        writer.write_findings(
+            [
+                Finding("r1", 0, "1", "sign", "1", "Only a sign", Severity.INFORMATIONAL, match),
+                Finding("r1", 0, "2", "grave", "1", "Grave", Severity.HIGH, match),
+            ]
+        )
+    page = " ".join(report(tmp_path / "run").text.split())
+    assert "Alerts 1 high 1 and 1 sign below an alert" in page
+    assert "Signs below an alert 1" in page
+    assert page.index("Grave") < page.index("Only a sign")
