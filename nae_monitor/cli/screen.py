@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from nae_monitor.cli.configuration import JsonOption
-from nae_monitor.cli.rules_options import RulesOption
 from nae_monitor.cli.terminal import error_line, json_line, output, quiet_libraries
 from nae_monitor.errors import InputDataError
 from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, NlaSettings, TargetSettings
@@ -37,7 +36,14 @@ def build(
     activations: Annotated[
         Path, typer.Option(help="A collection: the activations folder of an `nla train` run.")
     ],
-    rules: RulesOption = None,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rules",
+            "-r",
+            help="Rule files or directories. Default: the packs harm, jailbreak and injection.",
+        ),
+    ] = None,
     backend: Annotated[
         BackendName,
         typer.Option(
