@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from nae_monitor.placement.reception import Guest
 from nae_monitor.placement_settings import IpcSettings, socket_path
 
 POLL_MS = 20  # how long an answer may wait for the thread that owns the socket
+FAREWELL_S = 1.0  # for guests to read the last answers
 LAST_CALL_S = 1.0  # for the frames that had arrived when a worker was told to end
 READ_FRAMES = 256  # in one go
 MAX_GUESTS = 256
@@ -137,8 +139,19 @@ class Receiver:
                 self._flush()
                 for visit in self._visits.values():
                     self._send(visit, Kind.BYE, {})
+                self._see_off(set(self._visits))
         finally:
             self.close()
+
+    def _see_off(self, addresses: set[bytes]) -> None:
+        """Wait until each guest greets anew: then it has read all that was sent before."""
+        end_s = self._clock() + FAREWELL_S
+        while addresses and self._clock() < end_s:
+            if self._socket.poll(POLL_MS):
+                address, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
+                with suppress(FrameError):
+                    if rest and unpack(rest[-1]).kind is Kind.HELLO:
+                        addresses.discard(address)
 
     def close(self) -> None:
         """Free the endpoint."""
