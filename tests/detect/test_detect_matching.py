@@ -2,10 +2,12 @@
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,14 @@ from nae_monitor.detect.matchers import (
     compile_pattern,
     fuzzy_hit,
 )
-from nae_monitor.detect.matching import TextMatchers, compiled, literals, patterns
+from nae_monitor.detect.matching import (
+    TextMatchers,
+    blocks,
+    compiled,
+    literals,
+    patterns,
+    phrases,
+)
 from nae_monitor.detect.matching.literals import Literal, LiteralIndex, OverBudgetError
 from nae_monitor.detect.matching.patterns import PatternSet, PatternSetError
 from nae_monitor.detect.matching.phrases import SHARE, Phrase, PhraseIndex, most_lost
@@ -263,15 +272,27 @@ def test_selections_of_rules_it_was_not_compiled_for_ask_their_matcher() -> None
     assert [(h.start, h.end) for h in hits] == [(5, 9)]
 
 
+FEW = st.sampled_from([0, phrases.FEW_PHRASES])  # 0: every index counts twice, however small
+
+
+@contextmanager
+def few_phrases(count: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phrases, "FEW_PHRASES", count)
+        yield
+
+
 @given(
     st.lists(st.text(st.sampled_from("abcd "), min_size=1, max_size=14), min_size=1, max_size=6),
     st.text(st.sampled_from("abcd "), max_size=50),
     st.floats(1, 100),
+    FEW,
 )
 def test_an_exact_index_lets_every_phrase_through_that_reaches_its_score(
-    found: list[str], text: str, score: float
+    found: list[str], text: str, score: float, few: int
 ) -> None:
-    kept = PhraseIndex([Phrase(p, score, True) for p in found]).candidates(text)
+    with few_phrases(few):
+        kept = PhraseIndex([Phrase(p, score, True) for p in found]).candidates(text)
     for number, phrase in enumerate(found):
         if fuzzy_hit(phrase, text, score, "partial_ratio") is not None:
             assert number in kept
@@ -281,12 +302,14 @@ def test_an_exact_index_lets_every_phrase_through_that_reaches_its_score(
     st.lists(st.text(st.sampled_from("abc "), min_size=3, max_size=14), min_size=1, max_size=6),
     st.lists(st.text(st.sampled_from("abcd "), max_size=60), max_size=40).map("".join),
     st.floats(40, 100),
+    FEW,
 )
-@example([" a a "], "aa", 40.0)  # a text shorter than the phrase is compared whole
+@example([" a a "], "aa", 40.0, 0)  # a text shorter than the phrase is compared whole
 def test_a_phrase_scores_at_least_as_high_where_the_index_places_it(
-    found: list[str], text: str, score: float
+    found: list[str], text: str, score: float, few: int
 ) -> None:
-    places = PhraseIndex([Phrase(p, score, True) for p in found]).places(text)
+    with few_phrases(few):
+        places = PhraseIndex([Phrase(p, score, True) for p in found]).places(text)
     assert [number for number, _, _ in places] == sorted({number for number, _, _ in places})
     placed = {number: text[start:end] for number, start, end in places}
     for number, phrase in enumerate(found):
@@ -327,7 +350,50 @@ def edited(phrase: str, edits: int, chance: random.Random) -> str:
     return "".join(found)
 
 
-def test_the_plain_share_keeps_planted_phrases_with_edits() -> None:
+@given(
+    st.lists(
+        st.tuples(st.sets(st.integers(0, 60), min_size=1, max_size=40), st.integers(0, 40)),
+        min_size=1,
+        max_size=9,
+    ),
+    st.lists(st.integers(0, 60), min_size=1, max_size=150),
+    st.integers(1, 30),
+    st.integers(0, 30),
+    st.integers(1, 3),
+)
+def test_a_block_is_held_where_a_plain_count_finds_enough(
+    wanted: list[tuple[set[int], int]], text: list[int], stride: int, reach: int, words: int
+) -> None:
+    sets = blocks.Phrases([np.array(sorted(c)) for c, _ in wanted], [n for _, n in wanted])
+    held = sets.held(np.array(text), stride, reach, words).view(np.uint8)
+    assert set(np.unique(held)) <= {0, 128}
+    for (codes, needed), row in zip(wanted, held, strict=True):
+        for block, byte in enumerate(row):
+            start, end = block * stride, block * stride + stride + reach
+            cells = slice(start // blocks.CELL_CHARS * blocks.CELL_CHARS, end + blocks.CELL_CHARS)
+            if len(codes.intersection(text[start:end])) >= needed:
+                assert byte
+            if byte:
+                assert len(codes.intersection(text[cells])) >= needed
+
+
+@given(st.data())
+def test_some_of_the_phrases_are_held_where_all_of_them_are(data: st.DataObject) -> None:
+    wanted = data.draw(st.lists(st.sets(st.integers(0, 20), min_size=1), min_size=1, max_size=6))
+    rows = data.draw(st.lists(st.integers(0, len(wanted) - 1), min_size=1, unique=True))
+    text = np.array(data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=80)))
+    sets = blocks.Phrases([np.array(sorted(c)) for c in wanted], [len(c) // 2 for c in wanted])
+    some = sets.only(np.array(sorted(rows))).held(text, 5, 9)
+    assert np.array_equal(some, sets.held(text, 5, 9)[sorted(rows)])
+
+
+@pytest.mark.parametrize("few", [0, phrases.FEW_PHRASES])
+def test_the_plain_share_keeps_planted_phrases_with_edits(few: int) -> None:
+    with few_phrases(few):
+        check_planted_phrases_are_kept()
+
+
+def check_planted_phrases_are_kept() -> None:
     chance = random.Random(5)
     vocabulary = ["model", "plans", "to", "hide", "its", "reasoning", "from", "operator", "test"]
     kept = true = 0
@@ -342,7 +408,13 @@ def test_the_plain_share_keeps_planted_phrases_with_edits() -> None:
     assert SHARE == 0.5
 
 
-def test_a_long_text_is_looked_at_in_stretches_and_no_phrase_falls_between_them() -> None:
+@pytest.mark.parametrize("few", [0, phrases.FEW_PHRASES])
+def test_a_long_text_is_looked_at_in_stretches_and_no_phrase_falls_between_them(few: int) -> None:
+    with few_phrases(few):
+        check_no_phrase_falls_between_stretches()
+
+
+def check_no_phrase_falls_between_stretches() -> None:
     phrase = "plans to hide its reasoning"
     index = PhraseIndex([Phrase(phrase, 88.0, False)])
     filler = "qwertz uiop "

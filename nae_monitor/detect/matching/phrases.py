@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.50  # of a phrase's trigrams that must stand together in the text
-TRIGRAMS_PER_EDIT = 4  # that one edit breaks at most: two letters that changed places
-HASH_BITS = 14
-BLOCKS = 8  # of a stretch of text; their counts are the bytes of one 64-bit sum
-STRETCH_CHARS = 1_024
-MAX_INDEXED_CHARS = 200  # of a phrase, so that a count fits its byte; longer ones are always scored
+from nae_monitor.detect.matching.blocks import (
+    BLOCKS,
+    CELL_CHARS,
+    MAX_COUNT,
+    Codes,
+    Phrases,
+    trigram_codes,
+)
 
-Codes = NDArray[np.uint32]
+SHARE = 0.50  # of a phrase's trigrams that must stand together in the text
+STEP = 2  # of the trigrams that are counted first, for all phrases: every second
+FEW_PHRASES = 500  # a first count costs more than it saves
+STRETCH_CHARS = 1_024
+FINE_WORDS = 2  # of eight blocks, for the phrases that the first count leaves
+
+Places = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]  # rows, begins, ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +36,47 @@ class Phrase:
     exact: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """How many of the counted trigrams an edit breaks at most, where every ``step``th counts."""
+
+    step: int
+
+    @property
+    def left_out(self) -> int:
+        """By a letter of the phrase that the text lacks: it is in three trigrams."""
+        return -(-3 // self.step)
+
+    @property
+    def put_in(self) -> int:
+        """By a letter between two of the phrase: it parts two trigrams."""
+        return -(-2 // self.step)
+
+    @property
+    def exchanged(self) -> int:
+        """By two letters that changed places: they are in four trigrams."""
+        return -(-4 // self.step)
+
+
 class PhraseIndex:
     """Trigram counts of all phrases in all blocks of a text at once.
 
-    Whatever a phrase is aligned with lies in one block, as blocks overlap by the longest phrase.
-    Trigrams are hashed; two that fall together can only let a phrase through for nothing.
+    Every second trigram of all phrases is counted in wide blocks, and what that leaves whole in
+    narrow ones. Whatever a phrase is aligned with lies in one block, as blocks overlap by the
+    longest phrase. Trigrams are hashed; two that fall together can only let a phrase through for
+    nothing.
     """
 
     def __init__(self, phrases: Sequence[Phrase]) -> None:
-        trigrams = [np.unique(_trigrams(phrase.text)) for phrase in phrases]
-        needed = [_needed(p, len(grams)) for p, grams in zip(phrases, trigrams, strict=True)]
-        self._always = [number for number, count in enumerate(needed) if count <= 0]
-        kept = [number for number, count in enumerate(needed) if count > 0]
+        whole = [_counted(phrase, 1) for phrase in phrases]
+        self._always = [n for n, (codes, count) in enumerate(whole) if _unbounded(codes, count)]
+        kept = sorted(set(range(len(phrases))) - set(self._always))
         self._numbers = np.array(kept, dtype=np.intp)
-        self._needed = np.array([needed[number] for number in kept], dtype=np.uint8)
-        sizes = [len(trigrams[number]) for number in kept]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.intp)
-        self._trigrams = np.concatenate([np.empty(0, np.intp), *(trigrams[n] for n in kept)])
-        self._trigrams = self._trigrams.astype(np.intp)
-        self._longest_chars = max((len(phrases[number].text) for number in kept), default=0)
+        self._chars = np.array([len(phrases[number].text) for number in kept], dtype=np.intp)
+        self._rows = np.arange(len(kept))
+        self._longest_chars = int(self._chars.max(initial=0))
+        self._whole = _phrases(whole[number] for number in kept)
+        self._sampled = _phrases(_counted(phrases[number], STEP) for number in kept)
 
     def candidates(self, text: str) -> list[int]:
         """The numbers of the phrases worth scoring against ``text``, ascending."""
@@ -59,76 +89,79 @@ class PhraseIndex:
         them, if it is there: a score there is at least that in the whole text.
         """
         found = [(number, 0, len(text)) for number in self._always]
-        trigrams = _trigrams(text)
-        if not len(self._numbers) or not len(trigrams):
+        codes = trigram_codes(text)
+        if not len(self._numbers) or not len(codes):
             return found
-        spans: dict[int, tuple[int, int]] = {}
-        for start in range(0, len(trigrams), STRETCH_CHARS):
-            stretch = trigrams[start : start + STRETCH_CHARS + self._longest_chars]
-            for row, begin, end in self._held(stretch):
-                # Stretches ascend, so the first that holds a phrase has its earliest place.
-                spans[row] = spans.get(row, (start + begin,))[0], start + end
-        for row, (begin, end) in spans.items():
-            end = min(end, len(text))
-            # No shorter than the phrase: partial_ratio slides the shorter text over the longer.
-            begin = max(0, min(begin, end - self._longest_chars))
-            found.append((int(self._numbers[row]), begin, end))
+        held = [
+            self._held(codes[start : start + STRETCH_CHARS + self._longest_chars], start)
+            for start in range(0, len(codes), STRETCH_CHARS)
+        ]
+        rows, begins, ends = held[0] if len(held) == 1 else _joined(held)
+        ends = np.minimum(ends, len(text))
+        # No shorter than the phrase: partial_ratio slides the shorter text over the longer.
+        begins = np.maximum(np.minimum(begins, ends - self._longest_chars), 0)
+        numbers = self._numbers[rows]
+        found += zip(numbers.tolist(), begins.tolist(), ends.tolist(), strict=True)
         return sorted(found)
 
-    def _held(self, trigrams: Codes) -> Iterator[tuple[int, int, int]]:
-        """The rows of phrases that share enough with a block, and from where to where they do."""
-        stride = -(-min(len(trigrams), STRETCH_CHARS) // BLOCKS)
-        enough = self._shared(trigrams, stride) >= self._needed[:, None]
-        rows = np.flatnonzero(enough.view(np.uint64))
-        held = enough[rows]
-        begins = held.argmax(axis=1) * stride
-        ends = (BLOCKS - held[:, ::-1].argmax(axis=1)) * stride + self._longest_chars
-        yield from zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True)
-
-    def _shared(self, trigrams: Codes, stride: int) -> NDArray[np.uint8]:
-        """How many trigrams each phrase shares with each block [phrases, blocks]."""
-        present = np.zeros((1 << HASH_BITS, BLOCKS), dtype=np.uint8)
-        for block in range(BLOCKS):
-            start = block * stride
-            present[trigrams[start : start + stride + self._longest_chars], block] = 1
-        found = present.view(np.uint64).ravel().take(self._trigrams)
-        counts = np.add.reduceat(found, self._starts)
-        return counts.view(np.uint8).reshape(-1, BLOCKS)
-
-
-def _trigrams(text: str) -> Codes:
-    """The hash of each trigram of ``text``, in order."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    if len(codes) < 3:
-        return codes[:0]
-    mixed = codes[:-2] * np.uint32(0x9E3779B1)
-    mixed ^= codes[1:-1] * np.uint32(0x85EBCA6B)
-    mixed += codes[2:] * np.uint32(0xC2B2AE35)
-    mixed *= np.uint32(0x27D4EB2F)
-    return mixed >> np.uint32(32 - HASH_BITS)
+    def _held(self, codes: Codes, start: int) -> Places:
+        """The phrases that share enough with a block of the stretch that begins at ``start``."""
+        chars = min(len(codes), STRETCH_CHARS)
+        rows, phrases, reach = self._rows, self._whole, self._longest_chars
+        if len(rows) > FEW_PHRASES:
+            wide = -(-chars // BLOCKS)
+            rows = np.flatnonzero(self._sampled.held(codes, wide, self._longest_chars))
+            if not len(rows):
+                return rows, rows, rows
+            phrases, reach = self._whole.only(rows), int(self._chars[rows].max())
+        stride = -(-chars // (BLOCKS * FINE_WORDS))
+        reach = -(-reach // CELL_CHARS) * CELL_CHARS
+        words = phrases.held(codes, stride, reach, FINE_WORDS)
+        some = np.flatnonzero(np.bitwise_or.reduce(words, axis=1))
+        held = (words[some] >> np.uint64(7)).view(bool)
+        begins = held.argmax(axis=1) * stride + start
+        ends = (held.shape[1] - held[:, ::-1].argmax(axis=1)) * stride + (start + reach)
+        return rows[some], begins, ends
 
 
-def _needed(phrase: Phrase, trigrams: int) -> int:
-    """How many of the phrase's ``trigrams`` a text must hold; 0 or less: it is always scored."""
-    length = len(phrase.text)
-    if length > MAX_INDEXED_CHARS:
-        return 0
+def _joined(held: Sequence[Places]) -> Places:
+    """Each row once, from where the first stretch that holds it has it to where the last does."""
+    rows, begins, ends = (np.concatenate(found) for found in zip(*held, strict=True))
+    each, first = np.unique(rows, return_index=True)
+    _, last = np.unique(rows[::-1], return_index=True)
+    return each, begins[first], ends[::-1][last]
+
+
+def _counted(phrase: Phrase, step: int) -> tuple[Codes, int]:
+    """Every ``step``th trigram, each once, and how many of them a text must hold."""
+    codes = np.unique(trigram_codes(phrase.text)[::step])
+    count, length, lost = len(codes), len(phrase.text), Lost(step)
     if phrase.exact:
-        return trigrams - most_lost(length, phrase.score)
+        return codes, count - most_lost(length, phrase.score, lost)
     edits = math.floor(length * (1 - phrase.score / 100) + 1e-9)
-    return min(math.ceil(SHARE * trigrams), trigrams - TRIGRAMS_PER_EDIT * edits)
+    return codes, min(math.ceil(SHARE * count), count - lost.exchanged * edits)
 
 
-def most_lost(length: int, score: float) -> int:
-    """How many trigrams of a phrase of ``length`` characters an alignment at ``score`` can lack.
+def _unbounded(codes: Codes, needed: int) -> bool:
+    """Whether a phrase is always scored: any text may hold enough, or its count has no room."""
+    return needed <= 0 or len(codes) > MAX_COUNT
+
+
+def _phrases(counted: Iterable[tuple[Codes, int]]) -> Phrases:
+    found = list(counted)
+    return Phrases([codes for codes, _ in found], [max(0, needed) for _, needed in found])
+
+
+def most_lost(length: int, score: float, lost: Lost = Lost(1)) -> int:
+    """How many counted trigrams of a phrase of ``length`` an alignment at ``score`` can lack.
 
     ``partial_ratio`` scores 200 L / (length + width) for a stretch of ``width`` <= ``length``
-    characters with L of them in common. A phrase character left out breaks three trigrams, a text
-    character put in between breaks two.
+    characters with L of them in common.
     """
     most = 0
     for width in range(length + 1):
         common = math.ceil(score * (length + width) / 200 - 1e-9)
         if common <= width:
-            most = max(most, 3 * (length - common) + 2 * (width - common))
+            broken = lost.left_out * (length - common) + lost.put_in * (width - common)
+            most = max(most, broken)
     return most
