@@ -49,6 +49,7 @@ class _Group:
     known: set[tuple[str, int, int]] = field(default_factory=set)
     answers: dict[tuple[str, int, int], Answer] = field(default_factory=dict)
     floor: _Key | None = None  # the newest sample that was let go
+    opened: bool = False  # its first samples together were told to match
 
 
 class Aggregation:
@@ -144,11 +145,15 @@ class Aggregation:
             anchor = group.samples[index]
             if not self._ends_a_window(group, index):
                 continue
+            opens = self._ends_the_opening(group, index)
             before = group.answers.get(anchor.identity, NO_MATCH)
-            if before.state is FindingState.MATCH:
+            # A late sample moves where the opening ends; it is the same window nevertheless.
+            if before.state is FindingState.MATCH or (opens and group.opened):
                 continue
             answer = self._answer(group, index)
             if answer.state not in (before.state, FindingState.NO_MATCH):
+                if opens and answer.state is FindingState.MATCH:
+                    group.opened = not self.rule.is_anchor(anchor)
                 group.answers[anchor.identity] = answer
                 fired.append(Firing(self.rule, anchor, answer))
         return fired
@@ -162,13 +167,19 @@ class Aggregation:
         by then, does not wait. An ordered sequence ends at its last step and nowhere else.
         """
         rule = self.rule
-        is_hit = rule.is_anchor(group.samples[index])
-        waits = rule.within_request and rule.window.unit != "time" and group.floor is None
-        is_opening = waits and self._start(group, index) == 0
-        if rule.type == "temporal_ordered" or not is_opening or index + 1 > rule.min_samples:
-            return is_hit
+        if index + 1 > rule.min_samples or not self._is_opening(group, index):
+            return rule.is_anchor(group.samples[index])
         whole = index + 1 == rule.min_samples
         return whole and any(rule.is_anchor(sample) for sample in group.samples[: index + 1])
+
+    def _is_opening(self, group: _Group, index: int) -> bool:
+        """Whether the window that ends at ``index`` is of a group's first samples, and may wait."""
+        rule = self.rule
+        waits = rule.within_request and rule.window.unit != "time" and group.floor is None
+        return waits and rule.type != "temporal_ordered" and self._start(group, index) == 0
+
+    def _ends_the_opening(self, group: _Group, index: int) -> bool:
+        return index + 1 == self.rule.min_samples and self._is_opening(group, index)
 
     def _answer(self, group: _Group, index: int) -> Answer:
         start = self._start(group, index)

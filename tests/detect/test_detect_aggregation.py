@@ -85,6 +85,22 @@ def naive_ends_a_window(
     return len(window) == one.min_samples and any(hit)
 
 
+def naive_openings(one: AggregationRule, samples: list[Sample]) -> set[tuple[str, int, int]]:
+    """Where the first ``min_samples`` samples of each request end, if that is one window."""
+    if "request_id" not in one.group_by or one.type == "temporal_ordered":
+        return set()
+    ends = set()
+    for request in {s.request_id for s in samples}:
+        first = sorted((s for s in samples if s.request_id == request), key=lambda s: s.position)
+        first = first[: one.min_samples]
+        size = len(first) if one.window.unit == "samples" else (
+            first[-1].position - first[0].position + 1
+        )  # fmt: skip
+        if len(first) == one.min_samples and size <= one.window.size:
+            ends.add(first[-1].identity)
+    return ends
+
+
 def naive_group(one: AggregationRule, s: Sample) -> object:
     values = [s.fields.get(key) for key in one.group_by]
     return values if all(values) else ("alone", s.request_id)
@@ -200,11 +216,22 @@ def test_in_any_order_and_with_repeats_each_sample_tells_what_the_naive_recount_
     aggregation = Aggregation(one, Counter(), **NO_FLOOR)
     told: dict[tuple[str, int, int], FindingState] = {}
     arrived: list[Sample] = []
+    opened: set[tuple[str, int]] = set()  # requests whose first samples were told to match
     for item in stream:
         arrived += [] if item in arrived else [item]
         fired = {f.anchor.identity: f.answer.state for f in aggregation.add(item)}
-        assert fired == news(naive(one, arrived), told)
+        openings = naive_openings(one, arrived)
+        truth = naive(one, arrived)
+        silent = {i for i in openings if (i[0], i[1]) in opened}
+        assert fired == news({i: s for i, s in truth.items() if i not in silent}, told)
         told |= fired
+        opened |= {
+            (s.request_id, s.started_unix_ns)
+            for s in arrived
+            if s.identity in openings
+            and fired.get(s.identity) is MATCH
+            and not set(one.rules) & (s.hits | s.unsure)
+        }
 
 
 def news(
@@ -291,6 +318,19 @@ def test_the_first_hits_of_a_group_wait_for_enough_samples(last: int) -> None:
     assert aggregation.ended("r1", 1, {"request_id": "r1"})[1].state is UNDECIDED
     assert fired(aggregation, [sample(last)]) == [(max(5, last), "match")]
     assert aggregation.ended("r1", 1, {"request_id": "r1"})[1].state is NO_MATCH
+
+
+@pytest.mark.parametrize(
+    ("late", "again"),
+    [("", []), ("a", []), ("", [(9, "match")]), ("a", [(9, "match")])],
+)
+def test_a_late_sample_of_the_opening_is_not_told_as_a_second_match(
+    late: str, again: list[tuple[int, str]]
+) -> None:
+    aggregation = Aggregation(rule(min_samples=3), Counter())
+    assert fired(aggregation, [sample(2, "a"), sample(3, "a"), sample(8)]) == [(8, "match")]
+    assert fired(aggregation, [sample(5, late)]) == []
+    assert fired(aggregation, [sample(9, "a" if again else "")]) == again
 
 
 def test_a_first_hit_followed_by_none_leaves_nothing_undecided() -> None:
