@@ -86,6 +86,13 @@ def test_documents_of_a_stream_keep_their_order() -> None:
     assert laid_out(text, "a") == after
 
 
+@pytest.mark.parametrize(
+    "kind", ["override: {rule: a, severity: replace}", "list: words", "macro: m"]
+)
+def test_what_a_document_is_stands_first(kind: str) -> None:
+    assert laid_out(f"severity: low\n{kind}\ntitle: t\n", "o").splitlines()[0] == kind
+
+
 def test_block_text_keeps_its_lines() -> None:
     text = "title: |+\n  # not a comment\n\n  two\n\nschema_version: 1\n"
     assert values(laid_out(text, "a")) == values(text)

@@ -15,6 +15,9 @@ from nae_monitor.strict_yaml import read_documents
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KEY_ORDER = (
     "schema_version",
+    "list",  # these three name what the document is
+    "macro",
+    "override",
     "title",
     "id",
     "name",
@@ -38,11 +41,8 @@ KEY_ORDER = (
     "detection",
     "aggregation",
     "filter",
-    "list",
     "items",
-    "macro",
     "selection",
-    "override",
     "exceptions",
     "fidelity",
     "suppress",
