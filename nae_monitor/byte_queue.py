@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+REFILL_S = 0.05  # between two looks at what becomes due later
 
 
 class ByteQueue(Generic[T]):
@@ -17,7 +19,12 @@ class ByteQueue(Generic[T]):
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
+        self._refill: Callable[[], bool] = lambda: False
         self.renew()
+
+    def refill_by(self, refill: Callable[[], bool]) -> None:
+        """Ask ``refill`` to offer what is due before each wait; it says whether more will be."""
+        self._refill = refill
 
     def renew(self) -> None:
         """Start empty and open, with a lock of its own: for a forked child."""
@@ -39,6 +46,8 @@ class ByteQueue(Generic[T]):
 
     def wait(self, timeout_s: float) -> None:
         """Return when there is an item, :meth:`wake` was called, or the time is over."""
+        if self._refill():
+            timeout_s = min(timeout_s, REFILL_S)
         with self._changed:
             if not self._items and not self._woken:
                 self._changed.wait(timeout_s)

@@ -79,14 +79,26 @@ class CaptureSettings:
 
 @dataclass(frozen=True, slots=True)
 class BudgetSettings:
-    """How many decodes may be bought."""
+    """How many decodes may be bought, and what for.
+
+    ``wait_s`` and ``ageing_per_s`` are for choice by score: a row that stands out and cannot be
+    paid at once waits, the highest score first.
+    """
 
     decodes_per_s: float = 4.0
     per_request: int = 16
+    wait_s: float = 2.0  # how long such a row waits at most; 0: it is passed over
+    ageing_per_s: float = 1.0  # score, in deviations, that a second of waiting is worth
+    neighbours: int = 0  # tokens on either side that a rule's hit buys
+    resamples: int = 0  # further texts of its own activation that a hit buys
 
     def __post_init__(self) -> None:
         if self.decodes_per_s <= 0 or self.per_request < 0:
             raise ValueError("decodes_per_s must be above 0 and per_request not negative")
+        if not 0 <= self.wait_s <= 60 or not 0 <= self.ageing_per_s <= 1000:
+            raise ValueError("wait_s is 0 to 60, ageing_per_s 0 to 1000")
+        if not 0 <= self.neighbours <= 16 or not 0 <= self.resamples <= 16:
+            raise ValueError("neighbours and resamples are 0 to 16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@
                         byte_queue    bounded in bytes
     background thread   worker.py     decode (decoding.py), judge; effects only through the gate
                         acting.py     what rules' actions ask for, as far as configured
-    both                requests.py   what is under way, and the verdicts
+    serving threads     patience.py   rows that wait for the budget; asked again before each take
+    both                follow_ups.py what a hit buys; holds the neighbours of chosen rows
+                        requests.py   what is under way, and the verdicts
                         brake.py      which generations are to end; holds them only if configured
                         outcomes.py   counters, findings, alerts, recording (recorder.py)
                         blindness.py  the monitor's own alert when a part of it fails

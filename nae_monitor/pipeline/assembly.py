@@ -14,6 +14,7 @@ from nae_monitor.pipeline.acting import Acting
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.decoding import DecodeStage
+from nae_monitor.pipeline.follow_ups import FollowUps
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Emitter, Outcomes
 from nae_monitor.pipeline.ports import (
@@ -108,7 +109,7 @@ def build_outcomes(given: Given, shared: Shared) -> Outcomes:
     )
 
 
-def build_worker(given: Given, shared: Shared, outcomes: Outcomes) -> Worker:
+def build_worker(given: Given, shared: Shared, outcomes: Outcomes, follow_ups: FollowUps) -> Worker:
     """The background thread's work."""
     settings, health, clock = given.settings, given.health, given.clock
     expire_s = settings.screen.expire_s
@@ -119,6 +120,7 @@ def build_worker(given: Given, shared: Shared, outcomes: Outcomes) -> Worker:
         decoding=DecodeStage(given.decoder, health, shared.blindness, clock, expire_s),
         judge=given.judge,
         outcomes=outcomes,
+        follow_ups=follow_ups,
         blindness=shared.blindness,
         observer=given.observer,
         batch_size=settings.nla.batch_size,
@@ -138,6 +140,7 @@ def build_serving(
     """What runs in the serving threads; ``start_worker`` is called with the first request."""
     return ServingSide(
         settings.capture,
+        settings.screen.budget,
         health,
         screen=screen,
         requests=shared.requests,

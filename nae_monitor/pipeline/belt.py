@@ -199,6 +199,7 @@ class Belt:
             return
         for part in (self._gate, self._queue, self._requests, self._blindness):
             part.renew()
+        self._serving.renew()
         self._worker.renew()
         self._outcomes.renew()
         self.brake.renew()

@@ -51,8 +51,13 @@ class DecodeStage:
         fit = self._fit(rows, result)
         if fit and not self._circuit.allows():
             result.dropped.extend((row, "decode_circuit_open") for row in fit)
-        elif fit:
-            self._ask(fit, result)
+        else:
+            for group in (
+                [r for r in fit if r.seed is None],
+                [r for r in fit if r.seed is not None],
+            ):
+                if group:
+                    self._ask(group, result)
         return result
 
     def _fit(self, rows: Sequence[Row], result: Decoded) -> list[Row]:
@@ -76,11 +81,15 @@ class DecodeStage:
         # float32 as in replay, so that the decoder sees the same bits in both.
         vectors = torch.stack([row.activation.vector.float() for row in rows])
         reason = "decode_failed"
+        seeds = [row.seed for row in rows if row.seed is not None]
 
         def ask() -> list[Decoding]:
             nonlocal reason
             try:
-                answer = list(self._decoder.decode(vectors))
+                decoder = self._decoder
+                answer = list(
+                    decoder.decode(vectors, seeds=seeds) if seeds else decoder.decode(vectors)
+                )
             except EngineError:
                 reason = "engine"
                 raise

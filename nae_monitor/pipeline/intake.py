@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from nae_monitor.health import Health
 from nae_monitor.pipeline.assembly import Shared
 from nae_monitor.pipeline.host_copy import HostRows
+from nae_monitor.pipeline.patience import ROW_OVERHEAD_BYTES
 from nae_monitor.pipeline.ports import Clock
-from nae_monitor.pipeline.serving import ROW_OVERHEAD_BYTES
 from nae_monitor.pipeline.turn import Ended, Row, Turn
 from nae_monitor.records import Activation, Request
 from nae_monitor.token_text import TokenText

@@ -90,18 +90,19 @@ class Pipeline(Belt):
             settings, health, sinks=sinks, clock=clock, rules=rules, nla_id=decoder.nla_id
         )
         outcomes = build_outcomes(given, shared)
+        serving = build_serving(
+            settings,
+            health,
+            shared,
+            screen=screen,
+            clock=clock,
+            start_worker=self._start_worker,
+        )
         super().__init__(
             health,
             shared,
-            serving=build_serving(
-                settings,
-                health,
-                shared,
-                screen=screen,
-                clock=clock,
-                start_worker=self._start_worker,
-            ),
-            work=build_worker(given, shared, outcomes),
+            serving=serving,
+            work=build_worker(given, shared, outcomes, serving.follow_ups),
             aftermath=outcomes,
         )
         self.intake = Intake(health, shared, clock)

@@ -44,6 +44,7 @@ class Turn:
         self.finished_unix_ns = 0  # 0: still generating
         self.text_known = text_known
         self.rows_seen = False
+        self.chosen_position: int | None = None  # the last that the screen chose; see FollowUps
         self.unjudged: set[int] = set()  # positions queued and not judged; kept by the brake
         self.held_s = 0.0  # how long its generation was kept waiting
         self.stop_order: StopOrder | None = None  # the latest
@@ -109,6 +110,7 @@ class Row:
     turn: Turn
     copy: HostRows
     queued_s: float  # on the pipeline's clock
+    seed: int | None = None  # of a sampled text; None: as the settings say
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -10,6 +10,7 @@ from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import UNSEEN, Blindness
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.pipeline.decoding import Decoded, DecodeStage
+from nae_monitor.pipeline.follow_ups import FollowUps
 from nae_monitor.pipeline.gate import Gate
 from nae_monitor.pipeline.outcomes import Outcomes
 from nae_monitor.pipeline.ports import Clock, Judging, Observer
@@ -36,6 +37,7 @@ class Worker:
         decoding: DecodeStage,
         judge: Judging,
         outcomes: Outcomes,
+        follow_ups: FollowUps,
         blindness: Blindness,
         observer: Observer | None,
         batch_size: int,
@@ -46,12 +48,13 @@ class Worker:
         self._decoding = decoding
         self._judge = judge
         self._outcomes = outcomes
+        self._follow_ups = follow_ups
         self._blindness = blindness
         self._observer = observer
         self._batch_size = batch_size
         self._steps = {
             name: Circuit(name, health, clock)
-            for name in ("pipeline", "copy", "text", "judge", "observer")
+            for name in ("pipeline", "copy", "text", "judge", "follow_ups", "observer")
         }
         self.renew()
 
@@ -128,6 +131,9 @@ class Worker:
         with self._gate.passing() as open_:
             if open_:
                 self.in_hand.remove(row)
+                # Before the outcome: the end of the turn waits for what follows.
+                with self._steps["follow_ups"].guard():
+                    self._follow_ups.judged(row, findings)
                 self._outcomes.judged(row, activation, decoding, transcript, findings)
         self._observe(activation, decoding, findings)
 
@@ -160,6 +166,8 @@ class Worker:
         with self._gate.passing() as open_:
             if open_:
                 self.in_hand.remove(item)
+                if self._follow_ups.delays(item.turn):
+                    return
                 self._outcomes.ended(item.turn)
         if item.turn.rows_seen:
             self._blindness.works(UNSEEN)

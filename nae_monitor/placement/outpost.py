@@ -215,6 +215,11 @@ def unfit_actions(settings: Settings) -> list[Problem]:
         message = "orders to stop cannot travel back over kafka"
         mend = "set it to shadow, or capture.placement to ipc or inline"
         found.append(Problem(Mark("actions.stop_generation"), message, mend))
+    budget = settings.screen.budget
+    if placement != "inline" and (budget.neighbours or budget.resamples):
+        message = "what follows a hit is bought where decoding is inline only"
+        mend = "set neighbours and resamples to 0, and let rules raise the sampling instead"
+        found.append(Problem(Mark("screen.budget"), message, mend))
     return found
 
 

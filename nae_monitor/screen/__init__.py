@@ -1,18 +1,32 @@
 """Screen: look at every captured row, buy decodes for a few within a budget."""
 
-from nae_monitor.screen.budget import DecodeBudget, TokenBucket
+from nae_monitor.screen.budget import DecodeBudget, Purchase, TokenBucket
 from nae_monitor.screen.directions import Directions, read_directions, write_directions
-from nae_monitor.screen.sampling import RaisableScreen, SamplingScreen, Screen
+from nae_monitor.screen.sampling import (
+    Offers,
+    PatientScreen,
+    RaisableScreen,
+    SamplingScreen,
+    Screen,
+    SellingScreen,
+)
 from nae_monitor.screen.scored import ScoredScreen
+from nae_monitor.screen.waiting import MAX_PRIORITY, WaitingRows
 
 __all__ = [
+    "MAX_PRIORITY",
     "DecodeBudget",
     "Directions",
+    "Offers",
+    "PatientScreen",
+    "Purchase",
     "RaisableScreen",
     "SamplingScreen",
     "ScoredScreen",
     "Screen",
+    "SellingScreen",
     "TokenBucket",
+    "WaitingRows",
     "read_directions",
     "write_directions",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from enum import StrEnum
 
 from nae_monitor.settings import BudgetSettings
 
@@ -12,6 +13,14 @@ BURST_S = 4.0  # seconds of unspent rate a bucket can hold: one prompt arrives a
 REQUEST_LIMIT = 10_000  # requests whose spending is remembered; the oldest is forgotten first
 
 Clock = Callable[[], float]
+
+
+class Purchase(StrEnum):
+    """What came of asking for one decode."""
+
+    BOUGHT = "bought"
+    LATER = "later"  # the rate is used up for now
+    NEVER = "never"  # the request has had all that it may have
 
 
 class TokenBucket:
@@ -59,14 +68,23 @@ class DecodeBudget:
         }
         self._spent: OrderedDict[str, dict[bool, int]] = OrderedDict()
 
-    def buy(self, request_id: str, *, random: bool) -> bool:
+    def buy(self, request_id: str, *, random: bool) -> Purchase:
         """Spend one decode on a request, from the reserve if ``random``."""
         spent = self._spent.setdefault(request_id, {True: 0, False: 0})
         self._spent.move_to_end(request_id)
         while len(self._spent) > REQUEST_LIMIT:
             self._spent.popitem(last=False)
         bucket = self._buckets[random]
-        if spent[random] >= self._caps[random] or bucket is None or not bucket.take():
-            return False
+        if spent[random] >= self._caps[random] or bucket is None:
+            return Purchase.NEVER
+        if not bucket.take():
+            return Purchase.LATER
         spent[random] += 1
-        return True
+        return Purchase.BOUGHT
+
+    def left(self, request_id: str) -> int:
+        """How many decodes beside the reserve a request may still have."""
+        if self._buckets[False] is None:
+            return 0
+        spent = self._spent.get(request_id)
+        return self._caps[False] - (spent[False] if spent is not None else 0)

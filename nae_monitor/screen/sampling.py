@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nae_monitor.records import Choice, RowBatch, SampleReason
-from nae_monitor.screen.budget import Clock, DecodeBudget, burst_bucket
+from nae_monitor.screen.budget import Clock, DecodeBudget, Purchase, burst_bucket
 from nae_monitor.screen.raised import RaisedSampling, Scope
 from nae_monitor.settings import ScreenSettings
 
@@ -39,6 +40,32 @@ class RaisableScreen(Screen, Protocol):
 
     def raise_sampling(self, scope: Scope, value: str, rate: float, tokens: int) -> bool:
         """See :meth:`SamplingScreen.raise_sampling`."""
+        ...
+
+
+@runtime_checkable
+class SellingScreen(Screen, Protocol):
+    """A screen whose budget also pays for rows that were not chosen at once, from any thread."""
+
+    def buy(self, request_id: str) -> Purchase:
+        """Spend one decode of the budget, not of its random reserve, on a request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """What a screen makes of a batch where rows may wait for the budget."""
+
+    bought: list[Choice]
+    waiting: list[tuple[Choice, float]]  # with the score that each stands out by, highest first
+
+
+@runtime_checkable
+class PatientScreen(SellingScreen, Protocol):
+    """A screen that can tell which rows are worth waiting for."""
+
+    def offers(self, batch: RowBatch) -> Offers:
+        """As ``choose``, but rows that stand out are left for the caller to buy."""
         ...
 
 
@@ -108,6 +135,11 @@ class SamplingScreen:
             self._raised.add(scope, value, rate, tokens)
         return True
 
+    def buy(self, request_id: str) -> Purchase:
+        """See :class:`SellingScreen`."""
+        with self._lock:
+            return self._budget.buy(request_id, random=False)
+
     def _buy_raised(self, batch: RowBatch, bought: set[int]) -> Iterator[Choice]:
         rates, bucket = self._raised.rates(batch), self._raised_bucket
         if rates is None or bucket is None:
@@ -129,7 +161,8 @@ class SamplingScreen:
             index, random = batch.request_index[row], bool(at_random[row])
             if (index, random) in refused:
                 continue
-            if self._budget.buy(batch.requests[index].request_id, random=random):
+            request_id = batch.requests[index].request_id
+            if self._budget.buy(request_id, random=random) is Purchase.BOUGHT:
                 yield Choice(row, SampleReason.RANDOM if random else self._reason)
             else:
                 refused.add((index, random))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nae_monitor.records import Choice, Phase, RowBatch, SampleReason
 from nae_monitor.screen.budget import Clock
 from nae_monitor.screen.directions import Directions, scale_of
-from nae_monitor.screen.sampling import SamplingScreen
+from nae_monitor.screen.sampling import Offers, SamplingScreen
 from nae_monitor.settings import ScreenSettings
 
 SHOWN_SCORES = 4  # the largest of a chosen row that travel with it
@@ -51,11 +51,41 @@ class ScoredScreen(SamplingScreen):
     def choose(self, batch: RowBatch) -> list[Choice]:
         """See :class:`Screen`; each choice carries the row's largest scores."""
         scores = self.scores(batch)
+        preferred, _ = self._standing_out(batch, scores)
+        return [self._told(choice, scores) for choice in self._choose(batch, preferred)]
+
+    def offers(self, batch: RowBatch) -> Offers:
+        """See :class:`PatientScreen`: the random share is bought, rows that stand out are not.
+
+        Of a request no more of them are told than it may still have.
+        """
+        scores = self.scores(batch)
+        preferred, largest = self._standing_out(batch, scores)
+        bought = self._choose(batch, preferred[:0])
+        taken = {choice.row for choice in bought}
+        waiting: list[tuple[Choice, float]] = []
+        left: dict[str, int] = {}
+        for row in preferred.tolist():
+            request_id = batch.requests[batch.request_index[row]].request_id
+            if request_id not in left:
+                with self._lock:
+                    left[request_id] = self._budget.left(request_id)
+            if row not in taken and left[request_id] > 0:
+                left[request_id] -= 1
+                waiting.append((Choice(row, self._reason), float(largest[row])))
+        return Offers(
+            [self._told(choice, scores) for choice in bought],
+            [(self._told(choice, scores), score) for choice, score in waiting],
+        )
+
+    def _standing_out(
+        self, batch: RowBatch, scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows over their thresholds, the highest first; the largest score of every row [n]."""
         largest = np.nan_to_num(scores.max(axis=1, initial=-np.inf), nan=np.inf)
         limits = np.array([self._thresholds[phase] for phase in batch.phases])
         over = np.flatnonzero(largest >= limits)
-        preferred = over[np.argsort(-largest[over], kind="stable")]
-        return [self._told(choice, scores) for choice in self._choose(batch, preferred)]
+        return over[np.argsort(-largest[over], kind="stable")], largest
 
     def scores(self, batch: RowBatch) -> NDArray[np.float32]:
         """The score of every row along every direction [n, m], on the CPU."""

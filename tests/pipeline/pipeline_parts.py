@@ -28,6 +28,7 @@ from nae_monitor.records import (
     Verdict,
 )
 from nae_monitor.settings import (
+    BudgetSettings,
     CaptureSettings,
     NlaSettings,
     PolicySettings,
@@ -152,6 +153,8 @@ class Bench:
         tokenizer: Any = None,
         rules: RuleSet | None = None,
         on_decision: Any = None,
+        budget: BudgetSettings | None = None,
+        clock: ManualClock | None = None,
         **changes: Any,
     ) -> None:
         """With ``rules`` the judge is the real one."""
@@ -159,13 +162,13 @@ class Bench:
             "target": TargetSettings("bench"),
             "nla": NlaSettings(batch_size=4),
             "capture": CaptureSettings(min_position=0),
-            "screen": ScreenSettings(expire_s=60.0),
+            "screen": ScreenSettings(expire_s=60.0, budget=budget or BudgetSettings()),
             "privacy": PrivacySettings("full"),
             "policy": PolicySettings(),
             **changes,
         }
         self._requests: dict[str, Request] = {}
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.health = Health()
         self.screen = screen or ChooseAll()
         self.decoder = ScriptedDecoder()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare  # type: ignore[import-untyped]
 
 from nae_monitor.records import Phase, Request, RowBatch, SampleReason
-from nae_monitor.screen import Directions, ScoredScreen
+from nae_monitor.screen import Directions, Purchase, ScoredScreen
 from nae_monitor.screen.directions import calibrated
 from nae_monitor.settings import BudgetSettings, ScreenSettings
 from nae_monitor.testing import ManualClock
@@ -131,3 +132,58 @@ def test_the_scores_are_those_of_the_directions() -> None:
     prompt = torch.ones(5, dtype=torch.bool)
     expected = DIRECTIONS.scores(vectors, prompt).numpy()
     assert np.array_equal(screen().scores(batch(vectors, Phase.PROMPT)), expected)
+
+
+def test_rows_that_stand_out_are_offered_unpaid_and_the_random_share_is_bought() -> None:
+    found = screen(random_share=0.5, decode_share=0.4)
+    vectors = torch.randn(400, D, generator=torch.Generator().manual_seed(5))
+    offers = found.offers(batch(vectors))
+    assert {c.reason for c in offers.bought} == {SampleReason.RANDOM}
+    scores = [score for _, score in offers.waiting]
+    assert scores == sorted(scores, reverse=True)
+    largest = found.scores(batch(vectors)).max(axis=1)
+    bought = {c.row for c in offers.bought}
+    limit = DIRECTIONS.threshold(Phase.COMPLETION, 0.4)
+    over = {row for row, score in enumerate(largest) if score >= limit}
+    assert {c.row for c, _ in offers.waiting} == over - bought
+
+
+def test_no_more_rows_are_offered_than_their_request_may_have() -> None:
+    found = screen(per_request=3)
+    offers = found.offers(batch(rows(4, 30, 5, 9, 3)))
+    assert [c.row for c, _ in offers.waiting] == [1, 3, 2]
+    assert [found.buy("r") for _ in range(4)] == [*[Purchase.BOUGHT] * 3, Purchase.NEVER]
+    assert found.offers(batch(rows(50))).waiting == []
+
+
+def test_the_reserve_is_the_draw_of_a_naive_sampler_whatever_rows_score() -> None:
+    """The same generator, a coin a row and nothing else: exact, row by row."""
+    found = screen(decode_share=0.3, random_share=0.5, per_request=10**9)
+    coins, random = np.random.default_rng(0), torch.Generator().manual_seed(7)
+    for start in range(0, 6_000, 300):
+        vectors = torch.randn(300, D, generator=random) * (1 + start / 1000)
+        offers = found.offers(batch(vectors, start=start))
+        heads = np.flatnonzero(coins.random(300) < 0.5 * 0.3)
+        assert [c.row for c in offers.bought] == heads.tolist()
+        coins.shuffle(heads)  # as the screen does to buy in no order
+
+
+def test_the_reserve_falls_on_every_tenth_of_the_scores_alike_when_it_is_short() -> None:
+    """Chi-square over tenths of the score, with a reserve that cannot pay all its rows."""
+    clock = ManualClock()
+    budget = BudgetSettings(decodes_per_s=40.0, per_request=10**9)
+    wanted = ScreenSettings(budget=budget, decode_share=0.4, random_share=0.5)
+    found = ScoredScreen(wanted, DIRECTIONS, clock=clock)
+    random = torch.Generator().manual_seed(11)
+    every, chosen = [], []
+    for start in range(0, 100_000, 500):
+        clock.advance(1.0)
+        vectors = torch.randn(500, D, generator=random)
+        largest = found.scores(batch(vectors)).max(axis=1)
+        every.append(largest)
+        offers = found.offers(batch(vectors, start=start))
+        chosen.append(largest[[c.row for c in offers.bought]])
+    edges = np.quantile(np.concatenate(every), np.linspace(0, 1, 11))[1:-1]
+    counts = np.bincount(np.searchsorted(edges, np.concatenate(chosen)), minlength=10)
+    assert counts.sum() < 0.25 * 100_000  # it was short
+    assert chisquare(counts).pvalue > 0.001  # seeded: one fixed draw
