@@ -14,15 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-from nae_monitor.integrations.vllm.identity import MAX_CHARS, TRUSTED
+from nae_monitor.integrations.engines.identity import TRUSTED, read_headers
 
 log = logging.getLogger("nae_monitor")
 
-HEADERS: Mapping[bytes, str] = {
-    b"x-session-id": "session",
-    b"x-tenant-id": "tenant",
-    b"traceparent": "traceparent",
-}
 _identity: ContextVar[Mapping[str, str] | None] = ContextVar("nae_monitor_identity", default=None)
 Scope = MutableMapping[str, Any]
 
@@ -38,15 +33,6 @@ class IdentityMiddleware:
         if scope.get("type") == "http":
             _identity.set(read_headers(scope.get("headers", ())))
         await self._app(scope, receive, send)
-
-
-def read_headers(headers: Any) -> Mapping[str, str]:
-    """What of ASGI headers names the request; the last of several wins."""
-    return {
-        HEADERS[name.lower()]: value.decode("latin-1")[:MAX_CHARS]
-        for name, value in headers
-        if name.lower() in HEADERS
-    }
 
 
 def carry_headers() -> None:

@@ -1,21 +1,19 @@
-"""Who a request of the engine belongs to."""
+"""What of a request of vLLM the stages want to know."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from nae_monitor.records import Request, TraceRef
+from nae_monitor.integrations.engines.identity import MAX_CHARS, TRUSTED, request_under
+from nae_monitor.integrations.engines.tracker import Begun
+from nae_monitor.records import Request
 
-TRUSTED = "nae_monitor"  # of extra_args; clients cannot set it, the server process does
 CLIENT = {"session": "nae_session", "tenant": "nae_tenant", "traceparent": "nae_traceparent"}
-MAX_CHARS = 256
 _ENGINE_ID = re.compile(
     r"^(?:\d+_)?(?:(?:chatcmpl|resp)-(?P<chat>.+)|cmpl-(?P<completion>.+)-\d+)-[0-9a-f]{8}$"
 )
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
 
 
 def group_of(engine_id: str) -> str:
@@ -26,14 +24,6 @@ def group_of(engine_id: str) -> str:
     """
     match = _ENGINE_ID.match(engine_id)
     return (match["chat"] or match["completion"]) if match else engine_id
-
-
-def trace_of(traceparent: object) -> TraceRef | None:
-    """The span that a W3C ``traceparent`` names; None where it names none."""
-    match = _TRACEPARENT.match(traceparent) if isinstance(traceparent, str) else None
-    if match is None or not (int(match[1], 16) and int(match[2], 16)):
-        return None
-    return TraceRef(int(match[1], 16), int(match[2], 16), int(match[3], 16))
 
 
 def read_identity(extra_args: Mapping[str, Any] | None) -> Mapping[str, str]:
@@ -47,13 +37,31 @@ def read_identity(extra_args: Mapping[str, Any] | None) -> Mapping[str, str]:
 
 def request_of(engine_id: str, extra_args: Mapping[str, Any] | None, model: str) -> Request:
     """The request as the stages know it."""
-    identity = read_identity(extra_args)
-    return Request(
-        request_id=engine_id,
-        group_id=group_of(engine_id),
-        model=model,
-        session_id=identity.get("session"),
-        tenant=identity.get("tenant"),
-        trace=trace_of(identity.get("traceparent")),
-        started_unix_ns=time.time_ns(),
+    identity, group_id = read_identity(extra_args), group_of(engine_id)
+    request: Request = request_under(identity, engine_id, group_id, model)
+    return request
+
+
+def begun(new: Any, model: str) -> Begun:
+    """What the tracker wants to know of a ``NewRequestData``."""
+    params, prompt = new.sampling_params, new.prompt_token_ids
+    return Begun(
+        request=request_of(new.req_id, getattr(params, "extra_args", None), model),
+        prompt_token_ids=tuple(prompt or ()),
+        prompt_tokens=new.prompt_len,
+        stop_token_ids=stop_tokens(params),
+        computed_tokens=new.num_computed_tokens,
+        lost="no_token_ids" if prompt is None else None,
     )
+
+
+def stop_tokens(params: Any) -> frozenset[int]:
+    """Tokens that end an answer under vLLM's ``SamplingParams``; none for a pooling request."""
+    if params is None:
+        return frozenset()
+    tokens = set(getattr(params, "stop_token_ids", None) or ())
+    if not getattr(params, "ignore_eos", False):
+        tokens.update(getattr(params, "all_stop_token_ids", None) or ())
+        eos = getattr(params, "eos_token_id", None)
+        tokens.update(() if eos is None else (eos,))
+    return frozenset(tokens)

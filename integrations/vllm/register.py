@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-from collections.abc import Callable
 from typing import Any
+
+from nae_monitor.integrations.engines.switch import configured, refuse
 
 log = logging.getLogger("nae_monitor")
 
-SWITCH = "NAE_MONITOR_CONFIG"
 SALT = "nae_monitor-1"  # a change of the tap's graph needs another
 _patched = False
 
@@ -25,14 +24,14 @@ def register() -> None:
     ``on_failure: serve``.
     """
     global _patched
-    path = os.environ.get(SWITCH)
-    if not path or _patched:
+    path = configured()
+    if path is None or _patched:
         return
     try:
         _patch(path)
         _patched = True
     except Exception as error:  # noqa: BLE001 - vLLM calls this unguarded
-        _refuse(path, error)
+        refuse(path, "vLLM", error)
 
 
 def _patch(path: str) -> None:
@@ -57,7 +56,7 @@ def _patch(path: str) -> None:
         try:
             watch_worker(self, path)
         except Exception as error:  # noqa: BLE001 - a worker of another shape
-            _refuse(path, error)
+            refuse(path, "vLLM", error)
 
     VllmConfig.compute_hash = compute_hash
     WorkerBase.__init__ = started
@@ -65,24 +64,3 @@ def _patch(path: str) -> None:
         carry_headers()
     except Exception as error:  # noqa: BLE001 - rows are captured all the same
         log.warning("HTTP headers are not carried to requests: %s", type(error).__name__)
-
-
-def _refuse(path: str, error: Exception) -> None:
-    log.critical("monitor blind: this vLLM cannot be watched: %s", type(error).__name__)
-    if on_failure(path) != "serve":
-        raise SystemExit(
-            f"nae_monitor: this vLLM cannot be watched ({type(error).__name__}: {error}). "
-            "Install a supported version, or set capture.on_failure to serve"
-        )
-
-
-def on_failure(path: str, read: Callable[[str], Any] | None = None) -> str:
-    """What the configuration says of a failed start; ``refuse`` where it cannot be read."""
-    from nae_monitor.errors import ConfigurationError
-    from nae_monitor.settings import Settings
-
-    try:
-        settings = (read or Settings.from_yaml)(path)
-    except (ConfigurationError, OSError):
-        return "refuse"
-    return str(settings.capture.on_failure)

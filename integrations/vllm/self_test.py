@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nae_monitor.errors import UnsupportedError
-from nae_monitor.integrations.vllm.tap import Mode, Tap, write
+from nae_monitor.integrations.engines.buffer import write
+from nae_monitor.integrations.vllm.tap import Mode, Tap
 
 TOKENS = 16
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the row's length

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from nae_monitor.decode import open_ar
-from nae_monitor.errors import CheckpointError, Mark, Problem, UnsupportedError
-from nae_monitor.integrations.vllm import hosts
-from nae_monitor.integrations.vllm.handover import Handover
+from nae_monitor.errors import UnsupportedError
+from nae_monitor.integrations.engines import hosts
+from nae_monitor.integrations.engines.buffer import blocks_of
+from nae_monitor.integrations.engines.fit import layer_of, refuse_other_model
+from nae_monitor.integrations.engines.handover import Handover
+from nae_monitor.integrations.engines.tracker import Tracker
+from nae_monitor.integrations.vllm.identity import begun
 from nae_monitor.integrations.vllm.passes import check_runner, read_pass
 from nae_monitor.integrations.vllm.self_test import self_test
-from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap, blocks_of
-from nae_monitor.integrations.vllm.tracker import Tracker
+from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap
 from nae_monitor.integrations.vllm.unsupported import refuse_unsupported
-from nae_monitor.models import resolve_nla, resolve_target
 from nae_monitor.settings import Settings
 
 log = logging.getLogger("nae_monitor")
@@ -107,7 +108,7 @@ class WatchedWorker:
             if settings is None or settings.capture.on_failure != "serve":
                 raise
             if self._reads():
-                hosts.tell_blind(settings, error)
+                hosts.tell_blind(settings, "vllm", error)
             self._tap = None
 
     def _install(self) -> None:
@@ -119,14 +120,19 @@ class WatchedWorker:
             self._host = hosts.open_host(settings, self._tokenizer)
             layer, d_model = self._host.layer, self._host.d_model
         else:
-            layer, d_model = _layer_of(settings)
+            layer, d_model = layer_of(settings)
         self._tap, self._mode = self._tapped(layer, d_model)
 
     def _tapped(self, layer: int, d_model: int) -> tuple[Tap, Mode]:
         """A tap by the first way that passes its test; UnsupportedError names every failure."""
         config, model = self._worker.vllm_config, self._worker.model_runner.get_model()
         text = config.model_config.hf_text_config
-        _refuse_other_model(text, layer, d_model)
+        refuse_other_model(
+            d_served=text.hidden_size,
+            blocks=text.num_hidden_layers,
+            layer=layer,
+            d_model=d_model,
+        )
         block = blocks_of(model, text.num_hidden_layers)[layer - 1]
         parameter = next(block.parameters())
         rows = torch.zeros(
@@ -164,7 +170,6 @@ class WatchedWorker:
             health,
             settings.capture,
             layer=tap.layer,
-            model_name=settings.target.model,
         )
         self._handover = Handover(self._tracker, tap.rows, lambda _: health.count("blind.no_rows"))
         self._on = True
@@ -181,8 +186,13 @@ class WatchedWorker:
         for request_id in scheduler_output.finished_req_ids:
             handover.note(functools.partial(tracker.finish, request_id))
         for new in scheduler_output.scheduled_new_reqs:
-            handover.note(functools.partial(tracker.begin, new))
+            handover.note(functools.partial(self._start_request, tracker, new))
         handover.before_pass()
+
+    def _start_request(self, tracker: Tracker, new: Any) -> None:
+        settings = self._settings
+        if settings is not None:
+            tracker.begin(begun(new, settings.target.model))
 
     def _after(self, scheduler_output: Any) -> None:
         tracker, handover = self._tracker, self._handover
@@ -265,19 +275,3 @@ class WatchedWorker:
         from vllm.tokenizers import cached_tokenizer_from_config
 
         return cached_tokenizer_from_config(self._worker.vllm_config.model_config)
-
-
-def _layer_of(settings: Settings) -> tuple[int, int]:
-    """Layer and width of the pair, from its sidecar alone."""
-    contract = open_ar(resolve_nla(settings.nla.ar), resolve_target).contract
-    return contract.layer, contract.d_model
-
-
-def _refuse_other_model(text: Any, layer: int, d_model: int) -> None:
-    place, mend = Mark("nla.av"), "name the NLA pair that was trained for this model"
-    if text.hidden_size != d_model:
-        message = f"reads vectors of width {d_model}, the served model has {text.hidden_size}"
-        raise CheckpointError([Problem(place, message, mend)])
-    if not 1 <= layer < text.num_hidden_layers:
-        message = f"reads layer {layer}, the served model has 1 to {text.num_hidden_layers - 1}"
-        raise CheckpointError([Problem(place, message, mend)])

@@ -95,7 +95,7 @@ def test_constraints_pin_what_is_declared_within_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", ["train", "otlp", "kafka", "broker", "ray", "vllm", "fuzz", "dev"]
+    "extra", ["train", "otlp", "kafka", "broker", "ray", "sglang", "vllm", "fuzz", "dev"]
 )
 def test_the_extras_exist(extra: str) -> None:
     assert PROJECT["project"]["optional-dependencies"][extra]

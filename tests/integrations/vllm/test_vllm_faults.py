@@ -12,8 +12,10 @@ from vllm_fakes import D_MODEL, EOS, Collector, FirstRunner, Scheduled, Step, ne
 
 from nae_monitor.errors import ConfigurationError, UnsupportedError
 from nae_monitor.health import Health
-from nae_monitor.integrations.vllm import hosts, worker
-from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap, blocks_of
+from nae_monitor.integrations.engines import hosts
+from nae_monitor.integrations.engines.buffer import blocks_of
+from nae_monitor.integrations.vllm import worker
+from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap
 from nae_monitor.integrations.vllm.unsupported import refuse_unsupported
 from nae_monitor.settings import ActionSettings, Settings
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from nae_monitor.integrations.engines.identity import read_headers, trace_of
 from nae_monitor.integrations.vllm.http import (
     IdentityMiddleware,
     _identity,
     put_in_front,
-    read_headers,
     with_identity,
 )
-from nae_monitor.integrations.vllm.identity import group_of, request_of, trace_of
+from nae_monitor.integrations.vllm.identity import group_of, request_of
 from nae_monitor.records import TraceRef
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -23,9 +23,10 @@ from vllm_fakes import (
 
 from nae_monitor.errors import UnsupportedError
 from nae_monitor.health import Health
-from nae_monitor.integrations.vllm.handover import Handover
+from nae_monitor.integrations.engines.handover import Handover
+from nae_monitor.integrations.engines.tracker import Tracker
+from nae_monitor.integrations.vllm.identity import begun
 from nae_monitor.integrations.vllm.passes import check_runner, read_pass
-from nae_monitor.integrations.vllm.tracker import Tracker
 from nae_monitor.settings import CaptureSettings
 
 RUNNERS = [FirstRunner, SecondRunner]
@@ -44,7 +45,6 @@ class Engine:
             self.health,
             CaptureSettings(**{"min_position": 0, **settings}),
             layer=2,
-            model_name="m",
         )
         self.handover = Handover(
             self.tracker, self.rows, lambda _: self.health.count("blind.no_rows")
@@ -54,7 +54,7 @@ class Engine:
         for request_id in step.finished:
             self.handover.note(lambda r=request_id: self.tracker.finish(r))  # type: ignore[misc]
         for new in step.new:
-            self.handover.note(lambda n=new: self.tracker.begin(n))  # type: ignore[misc]
+            self.handover.note(lambda n=new: self.tracker.begin(begun(n, "m")))  # type: ignore[misc]
         self.handover.before_pass()
         if writes:
             self.runner.run(step)

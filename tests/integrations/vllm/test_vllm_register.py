@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nae_monitor.integrations.engines.switch import SWITCH
 from nae_monitor.integrations.vllm import register as plugin
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +56,7 @@ def install_double(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 
 
 def test_nothing_is_patched_without_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(plugin.SWITCH, raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
     config, base = install_double(monkeypatch)
     before = (config.compute_hash, base.__init__)
     plugin.register()
@@ -68,7 +69,7 @@ def test_the_key_of_compiled_graphs_tells_a_monitored_engine_from_another(
     config, _ = install_double(monkeypatch)
     one, other = config("one"), config("other")
     plain = {one.compute_hash(), other.compute_hash()}
-    monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
+    monkeypatch.setenv(SWITCH, "monitor.yaml")
     plugin.register()
     salted = {one.compute_hash(), other.compute_hash(include_version=False)}
     assert len(plain | salted) == 4
@@ -79,7 +80,7 @@ def test_a_worker_of_another_shape_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, base = install_double(monkeypatch)
-    monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
+    monkeypatch.setenv(SWITCH, "monitor.yaml")
     plugin.register()
     base.sample_tokens = property(lambda self: self.no_such_thing)
     with pytest.raises(SystemExit, match="no_such_thing"):
@@ -88,7 +89,7 @@ def test_a_worker_of_another_shape_is_refused_with_the_reason(
 
 def test_registering_again_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = install_double(monkeypatch)
-    monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
+    monkeypatch.setenv(SWITCH, "monitor.yaml")
     plugin.register()
     first = config.compute_hash
     plugin.register()
@@ -99,7 +100,7 @@ def test_headers_that_cannot_be_carried_do_not_stop_the_rest(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, base = install_double(monkeypatch)
-    monkeypatch.setenv(plugin.SWITCH, "monitor.yaml")
+    monkeypatch.setenv(SWITCH, "monitor.yaml")
     plugin.register()
     assert base.__init__ is not WorkerBase.__init__
     assert "HTTP headers are not carried" in caplog.text
@@ -111,7 +112,7 @@ def test_an_unknown_vllm_ends_the_process_with_the_reason(
 ) -> None:
     path = tmp_path / "monitor.yaml"
     path.write_text(text)
-    monkeypatch.setenv(plugin.SWITCH, str(path))
+    monkeypatch.setenv(SWITCH, str(path))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
     with pytest.raises(SystemExit, match="this vLLM cannot be watched"):
         plugin.register()
@@ -122,7 +123,7 @@ def test_an_unknown_vllm_serves_where_the_configuration_lets_it(
 ) -> None:
     path = tmp_path / "monitor.yaml"
     path.write_text("capture: {on_failure: serve}\n")
-    monkeypatch.setenv(plugin.SWITCH, str(path))
+    monkeypatch.setenv(SWITCH, str(path))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
     plugin.register()
     assert "monitor blind" in caplog.text

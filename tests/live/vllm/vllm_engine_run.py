@@ -16,8 +16,9 @@ import torch
 from vllm import LLM, SamplingParams
 
 from nae_monitor.health import Health
-from nae_monitor.integrations.vllm import hosts
-from nae_monitor.integrations.vllm.tap import Tap, write
+from nae_monitor.integrations.engines import hosts
+from nae_monitor.integrations.engines.buffer import write
+from nae_monitor.integrations.vllm.tap import Tap
 from nae_monitor.records import Request, RowBatch
 
 LAYER, D_MODEL = 20, 576

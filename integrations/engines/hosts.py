@@ -17,8 +17,7 @@ from nae_monitor.settings import Settings
 
 log = logging.getLogger("nae_monitor")
 
-CLOSE_S = 5.0  # for a worker that shuts down; vLLM kills it after a while
-COMPONENT = "vllm"
+CLOSE_S = 5.0  # for a process that shuts down; its engine kills it after a while
 
 
 class Host(Protocol):
@@ -108,7 +107,7 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, NaeMonitorError) else type(error).__name__
 
 
-def tell_blind(settings: Settings, error: Exception) -> None:
+def tell_blind(settings: Settings, engine: str, error: Exception) -> None:
     """Say by a critical alert, through the configured sinks, that an engine serves unmonitored."""
     why = reason_of(error)
     log.critical("monitor blind: this engine serves unmonitored: %s", why)
@@ -118,5 +117,5 @@ def tell_blind(settings: Settings, error: Exception) -> None:
         log.critical("and no alert can tell of it: %s", fault)
         return
     request = Request("monitor", "monitor", settings.target.model)
-    sinks.emit(blind_alert(COMPONENT, why, request, settings.nla.av, itertools.count()))
+    sinks.emit(blind_alert(engine, why, request, settings.nla.av, itertools.count()))
     sinks.close(CLOSE_S)

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from nae_monitor.capture import CaptureListener
 from nae_monitor.health import Health
-from nae_monitor.integrations.vllm.identity import request_of
-from nae_monitor.integrations.vllm.passes import Part
+from nae_monitor.integrations.engines.passes import Part
 from nae_monitor.records import Phase, Request, RowBatch
 from nae_monitor.settings import CaptureSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that an engine hands out for the first time."""
+
+    request: Request
+    prompt_token_ids: tuple[int, ...]
+    prompt_tokens: int
+    stop_token_ids: frozenset[int]  # that end its answer
+    computed_tokens: int = 0  # leading ones that a cache already holds
+    lost: str | None = None  # why no row of it can be told
 
 
 @dataclass(slots=True)
@@ -52,7 +62,6 @@ class Tracker:
             request, and ``capture.recomputed_tokens`` and ``capture.extra_tokens`` in all.
         settings: phases and the first position wanted.
         layer: K.
-        model_name: goes into every request.
     """
 
     def __init__(
@@ -62,13 +71,11 @@ class Tracker:
         settings: CaptureSettings,
         *,
         layer: int,
-        model_name: str,
     ) -> None:
         self._listener = listener
         self._health = health
         self._settings = settings
         self._layer = layer
-        self._model_name = model_name
         self._live: dict[str, Live] = {}
 
     @property
@@ -76,21 +83,19 @@ class Tracker:
         """Requests under way."""
         return tuple(self._live)
 
-    def begin(self, new: Any) -> None:
-        """Note a request the scheduler hands out (``NewRequestData``).
+    def begin(self, new: Begun) -> None:
+        """Note a request the scheduler hands out.
 
         A known one comes again after it was preempted, and goes on.
         """
-        if new.req_id in self._live:
+        name = new.request.request_id
+        if name in self._live:
             return
-        prompt = tuple(new.prompt_token_ids or ())
-        params = new.sampling_params
-        request = request_of(new.req_id, getattr(params, "extra_args", None), self._model_name)
-        live = Live(request, new.prompt_len, stop_tokens(params))
-        self._live[new.req_id] = live
-        self._cached(live, new.num_computed_tokens)
-        self._listener.request_started(request, prompt)
-        live.lost = "no_token_ids" if new.prompt_token_ids is None else None
+        live = Live(new.request, new.prompt_tokens, new.stop_token_ids)
+        self._live[name] = live
+        self._cached(live, new.computed_tokens)
+        self._listener.request_started(new.request, new.prompt_token_ids)
+        live.lost = new.lost
 
     def sampled(self, request_id: str, token_id: int) -> None:
         """Note the token that was sampled last."""
@@ -113,6 +118,31 @@ class Tracker:
                 self._listener.tokens(request_id, (live.sampled,))
         finally:
             self._listener.request_finished(request_id)
+
+    def complete(self, request_id: str, output_ids: Sequence[int]) -> None:
+        """End a request whose whole answer is known; tell what no pass took in.
+
+        Tokens that never had a row are counted as dropped, but for the one sampled last.
+        """
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return
+        untold = tuple(output_ids[max(0, live.next_position - live.prompt_tokens) :])
+        missing = live.prompt_tokens + len(output_ids) - 1 - live.next_position
+        if missing > 0 and not live.ended:
+            self._count(live, "tokens.seen", missing)
+            self._count(live, f"dropped.{live.lost or 'not_captured'}", missing)
+        try:
+            if live.lost is None and not live.ended and untold:
+                self._listener.tokens(request_id, untold)
+        finally:
+            self._listener.request_finished(request_id)
+
+    def give_up(self, request_id: str, reason: str) -> None:
+        """Tell no further row of a request: which pass computed what is not known any more."""
+        live = self._live.get(request_id)
+        if live is not None and live.lost is None:
+            live.lost = reason
 
     def take(
         self,
@@ -231,15 +261,3 @@ def _end_of_answer(live: Live, start: int, ids: Sequence[int]) -> int | None:
         if start + number >= live.prompt_tokens and token_id in live.stop_token_ids:
             return number
     return None
-
-
-def stop_tokens(params: Any) -> frozenset[int]:
-    """Tokens that end an answer under vLLM's ``SamplingParams``; none for a pooling request."""
-    if params is None:
-        return frozenset()
-    tokens: Counter[int] = Counter(getattr(params, "stop_token_ids", None) or ())
-    if not getattr(params, "ignore_eos", False):
-        tokens.update(getattr(params, "all_stop_token_ids", None) or ())
-        eos = getattr(params, "eos_token_id", None)
-        tokens.update(() if eos is None else (eos,))
-    return frozenset(tokens)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from nae_monitor.integrations.vllm.passes import Pass
-from nae_monitor.integrations.vllm.tap import Marker
-from nae_monitor.integrations.vllm.tracker import Tracker
+from nae_monitor.integrations.engines.buffer import Marker
+from nae_monitor.integrations.engines.passes import Pass
+from nae_monitor.integrations.engines.tracker import Tracker
 
 MAX_WAITING = 64  # passes and notes the device may be behind; vLLM itself runs two ahead
 
@@ -88,6 +88,10 @@ class Handover:
             self._lost(item.taken.tokens)
             self._tracker.lose(item.taken.parts, "not_captured")
             return
+
+        if item.vectors.is_cuda:
+            # Made on the stream that runs the model; read on the one that is current here.
+            item.vectors.record_stream(torch.cuda.current_stream())
 
         def rows(places: Sequence[int]) -> torch.Tensor:
             if len(places) == len(item.vectors):
