@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nae_monitor.alert.event import EVENT_TYPE, PACKAGE_VERSION
+from nae_monitor.alert.event import EVENT_TYPE
 from nae_monitor.alert.event_schema import attributes_schema, value_schema
+from nae_monitor.alert.ocsf import PACKAGE_VERSION
 
 ASYNCAPI_VERSION = "3.0.0"
 DIALECT_MEDIA_TYPE = "application/schema+json;version=draft-07"

@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from nae_monitor.alert.event import finite
+from nae_monitor.alert.ocsf import finite
 from nae_monitor.alert.privacy import HASH_PREFIX, ContentPolicy, RedactedAlert
 from nae_monitor.alert.threaded import RetryingSink
 from nae_monitor.alert.wording import matched_words

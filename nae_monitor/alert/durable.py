@@ -12,7 +12,7 @@ from nae_monitor.alert.event_rewriting import narrowed
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.outbox_file import is_broken
 from nae_monitor.alert.outbox_rows import Entry, Row
-from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
+from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import ThreadedSink
 from nae_monitor.health import Health
@@ -23,7 +23,7 @@ FORGET_PAUSE_S = 1.0  # after the disk refused
 EPOCH = "sequence_epoch"
 
 
-class DurableSink(ThreadedSink):
+class DurableSink(ThreadedSink[list[Entry]]):
     """``accepted`` means committed to the outbox, ``delivered`` acknowledged by the far end.
 
     A far end that cannot be reached is no failure: alerts wait in the outbox, over restarts of
@@ -56,10 +56,6 @@ class DurableSink(ThreadedSink):
         super().__init__(name, policy, health, queue_events)
         self._outbox = self._open_outbox()
         self._ensure_thread()
-
-    @abstractmethod
-    def _entries(self, alert: RedactedAlert) -> list[Entry]:
-        """The events of an alert."""
 
     @abstractmethod
     def _transmit(self, outbox: Outbox) -> None:
@@ -141,15 +137,7 @@ class DurableSink(ThreadedSink):
 
     def _save(self, outbox: Outbox) -> None:
         """Commit what was taken from the queue; a full disk leaves it in memory for later."""
-        entries: list[Entry] = []
-        made = 0
-        while made < len(self._held):
-            try:
-                entries += self._entries(self._held[made])
-                made += 1
-            except (ValueError, TypeError, OverflowError):
-                del self._held[made]
-                self._tally.dropped("failed")
+        entries = [entry for events in self._held for entry in events]
         try:
             evicted = outbox.add(entries, delete=self._acked, keep=self._on_wire())
         except sqlite3.Error as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from nae_monitor.alert.event import known, to_json
+from nae_monitor.alert.event import to_json
+from nae_monitor.alert.ocsf import known
 from nae_monitor.alert.privacy import ContentPolicy
 
 REDUCED_TITLE_CHARS = 256

@@ -11,10 +11,9 @@ from typing import Any
 from nae_monitor.alert.event import (
     EVENT_TYPE,
     MAX_ATTRIBUTE_CHARS,
-    OCSF_VERSION,
-    SEVERITY_ID,
     SEVERITY_NUMBER,
 )
+from nae_monitor.alert.ocsf import OCSF_VERSION, SEVERITY_ID
 from nae_monitor.records import Phase, Severity, StopOutcome
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nae_monitor.alert.event import PACKAGE_VERSION
+from nae_monitor.alert.ocsf import PACKAGE_VERSION
 from nae_monitor.alert.triage import Triaged
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,17 +24,18 @@ from kafka.errors import (
 )
 
 from nae_monitor.alert.durable import DurableSink
-from nae_monitor.alert.event import to_event
+from nae_monitor.alert.event import redacted_event
 from nae_monitor.alert.kafka_address import outbox_path
 from nae_monitor.alert.kafka_producer import connect, discard, unknown_topics
 from nae_monitor.alert.kafka_side_events import Heart, dead_letter
 from nae_monitor.alert.kafka_topics import RouteTopics
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.outbox_rows import Entry, Row
-from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
+from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S
 from nae_monitor.health import Health
+from nae_monitor.records import Alert
 from nae_monitor.sink_settings import KafkaSettings
 
 MAX_IN_FLIGHT_RECORDS = 1000
@@ -118,12 +120,11 @@ class KafkaSink(DurableSink):
             return min(usual_s, max(POLL_S / 10, self._send_at_s - time.monotonic()))
         return usual_s
 
-    def _entries(self, alert: RedactedAlert) -> list[Entry]:
+    def _prepared(self, alert: Alert) -> list[Entry]:
         """The alert's event, once for each topic that its routes lead to."""
-        event = to_event(alert, self._policy)
-        mode = self._policy.mode
+        entry = Entry.of(redacted_event(alert, self._policy), self._policy.mode)
         topics = self._topics.of_routes(alert.routes)
-        return [Entry.of(replace(event, topic=topic), mode) for topic in topics]
+        return [entry if topic == "" else replace(entry, topic=topic) for topic in topics]
 
     def _transmit(self, outbox: Outbox) -> None:
         self._settle(outbox)
@@ -144,11 +145,12 @@ class KafkaSink(DurableSink):
     def _settle(self, outbox: Outbox) -> None:
         """Note what was acknowledged; start over where the producer failed."""
         failed: Exception | None = None
+        acknowledged: list[_Flight] = []
         for flight in [flight for flight in self._in_flight.values() if flight.future.is_done]:
             del self._in_flight[flight.row.row_id]
             error = flight.future.exception
             if error is None:
-                self._acknowledged(flight)
+                acknowledged.append(flight)
             elif isinstance(error, REFUSED):
                 self._refuse(outbox, flight.row, error)
             elif isinstance(error, CLOSED_TOPIC):
@@ -157,6 +159,7 @@ class KafkaSink(DurableSink):
             else:
                 self._send_again(flight.row)
                 failed = error
+        self._acknowledged(acknowledged)
         oldest = next(iter(self._in_flight.values()), None)
         if failed is not None:
             self._start_over(failed)
@@ -167,11 +170,16 @@ class KafkaSink(DurableSink):
                 self._is_up()
             self._beat = None
 
-    def _acknowledged(self, flight: _Flight) -> None:
-        self._acked.add(flight.row.row_id)
-        self._topics.acknowledged(flight.topic)
-        dead = flight.row.topic and flight.row.topic == self._settings.dead_letter_topic
-        self._tally.count("dead_lettered" if dead else "delivered")
+    def _acknowledged(self, flights: Sequence[_Flight]) -> None:
+        if not flights:
+            return
+        self._acked.update(flight.row.row_id for flight in flights)
+        for topic in {flight.topic for flight in flights}:
+            self._topics.acknowledged(topic)
+        dead_topic = self._settings.dead_letter_topic
+        dead = sum(f.row.topic == dead_topic for f in flights) if dead_topic else 0
+        self._tally.count("dead_lettered", dead)
+        self._tally.count("delivered", len(flights) - dead)
         self._is_up()
 
     def _send_again(self, row: Row) -> None:
@@ -217,7 +225,8 @@ class KafkaSink(DurableSink):
         else:
             self._unheard_since_s = None
             self._in_flight[row.row_id] = _Flight(row, future, time.monotonic(), topic)
-            self._tally.count("rerouted", int(detour))
+            if detour:
+                self._tally.count("rerouted")
         return True
 
     def _client(self) -> Any:

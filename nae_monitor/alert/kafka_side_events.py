@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nae_monitor.alert.event import (
-    PACKAGE_VERSION,
     sequence_epoch,
     sequence_text,
     to_json,
 )
 from nae_monitor.alert.event_rewriting import reduced
+from nae_monitor.alert.ocsf import PACKAGE_VERSION
 from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.health import Health
 

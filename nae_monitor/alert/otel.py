@@ -19,7 +19,8 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Counter
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 
-from nae_monitor.alert.event import PACKAGE_VERSION, SEVERITY_NUMBER
+from nae_monitor.alert.event import SEVERITY_NUMBER
+from nae_monitor.alert.ocsf import PACKAGE_VERSION
 from nae_monitor.alert.otel_export import Telemetry, open_telemetry, otlp_missing
 from nae_monitor.alert.otel_mapping import (
     EVENT_NAME,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from opentelemetry.util.types import AttributeValue
 
-from nae_monitor.alert.event import finite, risk_score, support_values
+from nae_monitor.alert.ocsf import finite, risk_score, support_values
 from nae_monitor.alert.privacy import ContentMode, RedactedAlert
 
 SPAN_NAME = "apply_guardrail nae_monitor"

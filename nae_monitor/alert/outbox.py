@@ -14,23 +14,22 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from nae_monitor.alert.fork_gate import outside_fork
+from nae_monitor.alert.outbox_adopt import adopt, move_rejected
 from nae_monitor.alert.outbox_file import (
     COLUMNS,
+    INSERT,
     TABLES,
     claim,
-    is_broken,
     move_aside,
-    numbered,
     open_database,
-    try_lock,
 )
-from nae_monitor.alert.outbox_rows import Entry, Row, packed, unpacked_headers
+from nae_monitor.alert.outbox_fresh import FreshRows
+from nae_monitor.alert.outbox_rows import Entry, Row, packed, ranges, row_of, unpacked_headers
 from nae_monitor.alert.privacy import ContentMode, wider_modes, width
 
 REJECTED_SHARE = 0.25  # of the bound, beside it, for what was refused
 UNREADABLE = "unreadable"
 _WIDTH = "content_width"
-INSERT = f"INSERT INTO pending ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 
 class Outbox:
@@ -58,11 +57,12 @@ class Outbox:
         """
         self._max_bytes = max_bytes
         self.events = self.size_bytes = 0
+        self._fresh = FreshRows()
         opened = claim(path)
         self._lock_fd, self.path, self._db = opened.lock_fd, opened.path, opened.db
         self.moved_aside = [] if opened.moved_aside is None else [opened.moved_aside]
         try:
-            self._adopt(path)
+            self.moved_aside += adopt(self._db, self.path, path)
             self._count()
             self.recovered = self.events
         except BaseException:
@@ -91,6 +91,7 @@ class Outbox:
             freed_rows, freed_bytes = self._delete(delete)
             rows_in = [packed(entry, now) for entry in entries]
             self._db.executemany(INSERT, rows_in)
+            (last_id,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
             rows = self.events - freed_rows + len(rows_in)
             size_bytes = self.size_bytes - freed_bytes + sum(row[-1] for row in rows_in)
             gone: list[tuple[int, int]] = []
@@ -99,16 +100,20 @@ class Outbox:
                 self._delete([row_id for row_id, _ in gone])
         self.events = rows - len(gone)
         self.size_bytes = size_bytes - sum(size for _, size in gone)
+        first_id = last_id - len(entries) + 1  # of one transaction, so their ids have no gaps
+        made = enumerate(zip(entries, rows_in, strict=True), first_id)
+        fresh = [row_of(row_id, entry, row[-1]) for row_id, (entry, row) in made]
+        self._fresh.committed(fresh, {*delete, *(row_id for row_id, _ in gone)})
         return len(gone)
 
     def _delete(self, row_ids: Collection[int]) -> tuple[int, int]:
         rows = freed_bytes = 0
-        for row_id in row_ids:
-            found = self._db.execute(
-                "DELETE FROM pending WHERE row_id = ? RETURNING size_bytes", (row_id,)
-            ).fetchone()
-            if found is not None:
-                rows, freed_bytes = rows + 1, freed_bytes + int(found[0])
+        for first, last in ranges(row_ids):
+            sizes = self._db.execute(
+                "DELETE FROM pending WHERE row_id BETWEEN ? AND ? RETURNING size_bytes",
+                (first, last),
+            ).fetchall()
+            rows, freed_bytes = rows + len(sizes), freed_bytes + sum(size for (size,) in sizes)
         return rows, freed_bytes
 
     def _least_worth(self, over_bytes: int, keep: frozenset[int]) -> list[tuple[int, int]]:
@@ -127,19 +132,24 @@ class Outbox:
     @outside_fork
     def after(self, row_id: int, limit: int) -> list[Row]:
         """The oldest rows beyond ``row_id``, at most ``limit``; damaged ones are set aside."""
+        self.refresh()
+        fresh = self._fresh.after(row_id, limit)
+        return self._read(row_id, limit) if fresh is None else fresh
+
+    def _read(self, row_id: int, limit: int) -> list[Row]:
         found = self._db.execute(
-            "SELECT row_id, severity, key, headers, value, topic, content FROM pending"
+            "SELECT row_id, severity, key, headers, value, topic, content, size_bytes FROM pending"
             " WHERE row_id > ? ORDER BY row_id LIMIT ?",
             (row_id, limit),
         ).fetchall()
         rows = []
-        for number, severity, key, headers, value, topic, content in found:
+        for number, severity, key, headers, *more in found:
             try:
                 unpacked = unpacked_headers(headers)
             except (ValueError, TypeError, AttributeError):
                 self.reject(number, UNREADABLE)
                 continue
-            rows.append(Row(number, severity, key, unpacked, value, topic, content))
+            rows.append(Row(number, severity, key, unpacked, *more))
         return rows
 
     @outside_fork
@@ -262,45 +272,8 @@ class Outbox:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def _count(self) -> None:
+        self._fresh.forget()
         self._seen_version = self._version()
         found = self._db.execute("SELECT count(*), coalesce(sum(size_bytes), 0) FROM pending")
         rows, size_bytes = found.fetchone()
         self.events, self.size_bytes = int(rows), int(size_bytes)
-
-    def _adopt(self, base: Path) -> None:
-        """Move the rows of files that no live process holds.
-
-        A crash between the two commits repeats events, and never loses one. A damaged file is
-        moved aside.
-        """
-        for path in numbered(base):
-            if path == self.path or not path.exists():
-                continue
-            lock_fd = try_lock(path)
-            if lock_fd is None:
-                continue
-            try:
-                self._take_rows(path)
-            except sqlite3.DatabaseError as error:
-                if not is_broken(error):
-                    raise
-                self.moved_aside.append(move_aside(path))
-            finally:
-                os.close(lock_fd)
-
-    def _take_rows(self, path: Path) -> None:
-        with contextlib.closing(open_database(path)) as other:
-            rows = other.execute(f"SELECT {COLUMNS} FROM pending ORDER BY row_id").fetchall()  # noqa: S608
-            with self._db:
-                self._db.executemany(INSERT, rows)
-            with other:
-                other.execute("DELETE FROM pending")
-
-
-def move_rejected(db: sqlite3.Connection) -> int:
-    """Within a transaction: make every refused row of a database one that waits."""
-    moved = db.execute(
-        f"INSERT INTO pending ({COLUMNS}) SELECT {COLUMNS} FROM rejected ORDER BY row_id"  # noqa: S608
-    ).rowcount
-    db.execute("DELETE FROM rejected")
-    return moved

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+
+import orjson
 
 from nae_monitor.alert.event import AlertEvent
 from nae_monitor.alert.outbox_file import ROW_OVERHEAD_BYTES
@@ -40,6 +41,7 @@ class Row:
     value: bytes
     topic: str = ""
     content: str = ""
+    size_bytes: int = 0
 
     def entry(self) -> Entry:
         """The same, to be kept anew."""
@@ -48,7 +50,7 @@ class Row:
 
 def packed(entry: Entry, added_unix_ns: int) -> tuple[int, bytes, str, bytes, int, str, str, int]:
     """The values of a row's columns, in their order."""
-    headers = json.dumps([[name, value.decode()] for name, value in entry.headers])
+    headers = orjson.dumps([(name, value.decode()) for name, value in entry.headers]).decode()
     size_bytes = len(entry.key) + len(headers) + len(entry.value) + ROW_OVERHEAD_BYTES
     return (
         entry.severity,
@@ -62,6 +64,31 @@ def packed(entry: Entry, added_unix_ns: int) -> tuple[int, bytes, str, bytes, in
     )
 
 
+def row_of(row_id: int, entry: Entry, size_bytes: int) -> Row:
+    """The row that an entry became."""
+    headers = list(entry.headers)
+    return Row(
+        row_id,
+        entry.severity,
+        entry.key,
+        headers,
+        entry.value,
+        entry.topic,
+        entry.content,
+        size_bytes,
+    )
+
+
 def unpacked_headers(text: str) -> list[tuple[str, bytes]]:
     """The headers of a row; ValueError, TypeError or AttributeError where it is damaged."""
-    return [(name, value.encode()) for name, value in json.loads(text)]
+    return [(name, value.encode()) for name, value in orjson.loads(text)]
+
+
+def ranges(row_ids: Collection[int]) -> Iterator[tuple[int, int]]:
+    """The same ids as unbroken runs, first and last of each."""
+    in_order = sorted(row_ids)
+    first = 0
+    for place, row_id in enumerate(in_order):
+        if place + 1 == len(in_order) or in_order[place + 1] > row_id + 1:
+            yield in_order[first], row_id
+            first = place + 1

@@ -83,17 +83,22 @@ class ContentPolicy:
         # The end is kept: the judged token is the last of the output.
         return clean if len(clean) <= MAX_CONTENT_CHARS else "…" + clean[1 - MAX_CONTENT_CHARS :]
 
-    def redact(self, alert: Alert, mode: ContentMode | None = None) -> RedactedAlert:
-        """The alert with all content under ``mode`` and the host's free attributes removed."""
+    def showing(self, mode: ContentMode | None = None) -> Callable[[str], str]:
+        """:meth:`text` for the texts of one alert, whose evidences share much of theirs."""
         mode = mode or self.mode
-        known: dict[str, str] = {}  # an alert's evidences share their prompt, and often more
+        shown_of: dict[str, str] = {}
 
         def show(value: str) -> str:
-            shown = known.get(value)
+            shown = shown_of.get(value)
             if shown is None:
-                shown = known[value] = self.text(value, mode)
+                shown = shown_of[value] = self.text(value, mode)
             return shown
 
+        return show
+
+    def redact(self, alert: Alert, mode: ContentMode | None = None) -> RedactedAlert:
+        """The alert with all content under ``mode`` and the host's free attributes removed."""
+        show = self.showing(mode)
         request = alert.request
         if request.attributes:
             request = replace(request, attributes=EMPTY)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nae_monitor.alert.event import EVENT_TYPE, OCSF_VERSION
+from nae_monitor.alert.event import EVENT_TYPE
+from nae_monitor.alert.ocsf import OCSF_VERSION
 from nae_monitor.errors import InputDataError
 
 _FAMILY, _, _VERSION = EVENT_TYPE.rpartition(".v")

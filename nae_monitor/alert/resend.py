@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nae_monitor.alert.event_rewriting import narrowed
-from nae_monitor.alert.outbox import INSERT, move_rejected
+from nae_monitor.alert.outbox_adopt import move_rejected
 from nae_monitor.alert.outbox_file import (
     BUSY_TIMEOUT_S,
     COLUMNS,
+    INSERT,
     numbered,
     open_database,
     try_lock,

@@ -11,6 +11,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import Tally
@@ -24,11 +25,16 @@ FINISH_SHARE = 0.2  # of the deadline, kept for letting go of files and connecti
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 5.0
 
-_ALIVE: weakref.WeakSet[ThreadedSink] = weakref.WeakSet()
+Held = TypeVar("Held")
+_ALIVE: weakref.WeakSet[ThreadedSink[Any]] = weakref.WeakSet()
 
 
-class ThreadedSink(ABC):
-    """Queue, thread and accounting. Two threads share nothing but the queue and the tally."""
+class ThreadedSink(ABC, Generic[Held]):
+    """Queue, thread and accounting. Two threads share nothing but the queue and the tally.
+
+    ``Held`` is what an alert from the queue is kept as: it holds no content that the privacy
+    setting forbids.
+    """
 
     batch_alerts = BATCH_ALERTS
 
@@ -46,12 +52,16 @@ class ThreadedSink(ABC):
         self._tally = Tally(self.name, self._health)
         # Put without a lock in Python: a caller never waits for a thread that holds one.
         self._queue: queue.SimpleQueue[Alert] = queue.SimpleQueue()
-        self._held: deque[RedactedAlert] = deque()
+        self._held: deque[Held] = deque()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._backoff_s = 0.0
         self._retry_at_s = 0.0
         self._stop_at_s = float("inf")
+
+    @abstractmethod
+    def _prepared(self, alert: Alert) -> Held:
+        """What to keep of an alert; on this sink's thread."""
 
     @abstractmethod
     def _step(self) -> None:
@@ -147,7 +157,7 @@ class ThreadedSink(ABC):
 
     def _hold(self, alert: Alert) -> None:
         try:
-            self._held.append(self._policy.redact(alert))
+            self._held.append(self._prepared(alert))
         except Exception as error:  # noqa: BLE001 - one alert must not cost the others
             self._tally.failed(error)
             self._tally.dropped("failed")
@@ -164,12 +174,15 @@ class ThreadedSink(ABC):
         self._retry_at_s = time.monotonic() + self._backoff_s
 
 
-class RetryingSink(ThreadedSink):
+class RetryingSink(ThreadedSink[RedactedAlert]):
     """Delivers from memory: what :meth:`_deliver` could not take stays at the front, in order.
 
     It is tried again with growing pauses; meanwhile the queue fills and, at its bound, new
     alerts are dropped and counted.
     """
+
+    def _prepared(self, alert: Alert) -> RedactedAlert:
+        return self._policy.redact(alert)
 
     @abstractmethod
     def _deliver(self, alerts: Sequence[RedactedAlert]) -> int:

@@ -19,7 +19,8 @@ from urllib.parse import SplitResult, urlsplit
 import urllib3
 
 from nae_monitor.alert import webhook_body
-from nae_monitor.alert.event import PACKAGE_VERSION, occurrence_id
+from nae_monitor.alert.event import occurrence_id
+from nae_monitor.alert.ocsf import PACKAGE_VERSION
 from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
 from nae_monitor.alert.sink import log
 from nae_monitor.alert.threaded import RetryingSink

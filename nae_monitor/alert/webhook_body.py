@@ -13,7 +13,8 @@ import binascii
 import hmac
 from typing import Any
 
-from nae_monitor.alert.event import conversation_id, finite, occurrence_id, to_event, to_json
+from nae_monitor.alert.event import conversation_id, occurrence_id, to_event, to_json
+from nae_monitor.alert.ocsf import finite
 from nae_monitor.alert.privacy import HASH_PREFIX, ContentPolicy, RedactedAlert
 from nae_monitor.alert.wording import matched_words
 

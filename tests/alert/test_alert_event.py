@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
-from nae_monitor.alert.event import AlertEvent, to_event, to_json
-from nae_monitor.records import Alert, Request, Severity, StopOutcome
+from nae_monitor.alert.event import AlertEvent, redacted_event, to_event, to_json
+from nae_monitor.records import Alert, Request, Severity, StopOutcome, Transcript
 
 
 def event_of(alert: Alert, content: str = "hash") -> AlertEvent:
@@ -61,6 +61,28 @@ def test_every_event_is_a_valid_ocsf_finding_and_cloud_event(
     assert read.get_data() == json.loads(event.value())
     structured = JSONFormat().read(None, to_json(event.structured()))
     assert structured.get_attributes()["id"] == event.attributes["id"]
+
+
+@given(
+    texts,
+    texts.map(lambda text: text or None),
+    st.sampled_from(["hash", "full", "none"]),
+    st.booleans(),
+    st.none() | st.floats(),
+)
+def test_building_and_redacting_in_one_step_gives_the_same_event(
+    text: str, other: str | None, content: str, support_asked: bool, fve: float | None
+) -> None:
+    evidence = make_evidence(support=fve, support_asked=support_asked, support_s=0.1, fve=fve)
+    evidence = replace(evidence, token=text, explanation=text, transcript=Transcript(other, text))
+    alert = replace(make_alert(), evidence=(evidence, make_evidence(13)))
+    assert redacted_event(alert, make_policy(content)) == event_of(alert, content)
+
+
+@given(st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3)))
+def test_json_says_what_the_standard_library_would_say(value: Any) -> None:
+    oracle = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    assert to_json(value) == oracle.encode("utf-8", "replace")
 
 
 def test_headers_are_those_of_the_contract() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -17,8 +18,14 @@ from hypothesis import strategies as st
 
 from nae_monitor.alert.event_rewriting import narrowed
 from nae_monitor.alert.outbox import REJECTED_SHARE, Outbox
-from nae_monitor.alert.outbox_file import APPLICATION_ID, SCHEMA_VERSION
-from nae_monitor.alert.outbox_rows import Entry
+from nae_monitor.alert.outbox_file import (
+    APPLICATION_ID,
+    INSERT,
+    SCHEMA_VERSION,
+    open_database,
+)
+from nae_monitor.alert.outbox_fresh import FreshRows
+from nae_monitor.alert.outbox_rows import Entry, packed, ranges, row_of
 
 MIB = 1024 * 1024
 OLD_TABLE = """CREATE TABLE {name} (row_id INTEGER PRIMARY KEY AUTOINCREMENT, {more}
@@ -85,6 +92,63 @@ def test_counts_are_those_of_the_file_whatever_was_added_deleted_and_refused(
     assert again.restore_rejected() == 1
     assert again.events == 10
     again.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.lists(st.integers(0, 4), max_size=5)),
+            st.tuples(st.just("delete"), st.lists(st.integers(1, 40), max_size=5)),
+            st.tuples(st.just("after"), st.integers(0, 30)),
+            st.tuples(st.just("reject"), st.integers(1, 30)),
+            st.tuples(st.just("elsewhere"), st.integers(0, 4)),
+        ),
+        max_size=25,
+    )
+)
+def test_what_comes_next_is_what_the_file_says_whoever_wrote_it(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]
+) -> None:
+    path = tmp_path_factory.mktemp("o") / "o.sqlite"
+    outbox = Outbox(path, 1000)
+    with contextlib.closing(open_database(path)) as other:
+        for kind, what in steps:
+            if kind == "add":
+                outbox.add([small(severity) for severity in what])
+            elif kind == "delete":
+                outbox.add([], delete=what)
+            elif kind == "reject":
+                outbox.reject(what, "test", small(2))
+            elif kind == "elsewhere":  # as `alerts resend` does
+                with other:
+                    other.execute(INSERT, packed(small(what), 1))
+            cursor = what if kind == "after" else 0
+            found = other.execute(
+                "SELECT row_id, severity, size_bytes FROM pending WHERE row_id > ? ORDER BY row_id",
+                (cursor,),
+            ).fetchall()
+            rows = outbox.after(cursor, 100)
+            assert [(row.row_id, row.severity, row.size_bytes) for row in rows] == found
+    outbox.close()
+
+
+def test_new_rows_are_at_hand_up_to_a_bound_and_beyond_it_the_file_is_asked() -> None:
+    fresh = FreshRows(most_bytes=250)
+    rows = [row_of(number, small(1), 100) for number in range(7, 11)]
+    fresh.committed(rows, ())
+    assert fresh.after(7, 10) is None
+    assert fresh.after(8, 10) == rows[2:]
+    assert fresh.after(9, 10) == rows[3:]
+    fresh.forget()
+    assert fresh.after(9, 10) is None
+
+
+@given(st.sets(st.integers(1, 60)))
+def test_runs_of_ids_are_the_ids(row_ids: set[int]) -> None:
+    runs = list(ranges(row_ids))
+    assert [i for first, last in runs for i in range(first, last + 1)] == sorted(row_ids)
+    assert all(later[0] > run[1] + 1 for run, later in itertools.pairwise(runs))
 
 
 def test_refused_events_are_bounded_and_the_newest_stay(tmp_path: Path) -> None:
