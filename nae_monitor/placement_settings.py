@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_runtime_path
 
+from nae_monitor.sink_settings import KafkaSaslSettings, KafkaSettings, KafkaTlsSettings
+
 MAX_SOCKET_PATH_BYTES = 100  # Linux takes 107, and ZeroMQ needs a few
 
 
@@ -52,6 +54,8 @@ class ActivationsSettings:
     max_message_bytes: int = 900_000  # a frame; brokers take 1 MiB unless told otherwise
     in_flight_frames: int = 256  # sent and not acknowledged yet
     session_s: float = 10.0  # a worker silent for this long leaves the group
+    tls: KafkaTlsSettings | None = None  # as for the kafka sink of alerts
+    sasl: KafkaSaslSettings | None = None
 
     def __post_init__(self) -> None:
         if not (self.bootstrap and self.topic and self.group):
@@ -60,6 +64,12 @@ class ActivationsSettings:
             raise ValueError(
                 "max_message_bytes is at least 65536, in_flight_frames and session_s at least 1"
             )
+
+
+    @property
+    def connection(self) -> KafkaSettings:
+        """Brokers, topic and security, as clients of Kafka are made from them."""
+        return KafkaSettings(self.bootstrap, self.topic, tls=self.tls, sasl=self.sasl)
 
 
 def socket_path(endpoint: str) -> Path | None:

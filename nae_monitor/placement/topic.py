@@ -9,22 +9,24 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from nae_monitor.alert import kafka_probe
 from nae_monitor.alert.kafka_address import check
 from nae_monitor.alert.kafka_producer import connect, discard, unknown_topics
-from nae_monitor.errors import Mark
+from nae_monitor.alert.kafka_security import problems_of_security
+from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.placement.carrier import Captured, Destination
 from nae_monitor.placement.frame import Frame, FrameError, Kind, pack
 from nae_monitor.placement.greetings import Hello
 from nae_monitor.placement_settings import ActivationsSettings
-from nae_monitor.sink_settings import KafkaSettings
 
 DELIVERY_S = 10.0  # within which a record is acknowledged or given up
 OVERDUE_S = 15.0  # a record older than that: the producer hangs, and another is made
 SETTLE_S = 2.0  # within which a broker that is there has answered
 RETRY_S = 0.25  # between looks for a broker
 CLOSE_S = 1.0
+PLACE = Mark("activations")
 AWAY = "no broker has answered yet"
 NUMBERED_TURNS = 20_000  # whose frames are counted; the oldest is forgotten first
 PROCESS_HEADER = "nae_process"
@@ -51,7 +53,7 @@ class Topic:
     ) -> None:
         self._captured = captured
         self._settings = settings
-        self._address = KafkaSettings(settings.bootstrap, settings.topic)
+        self._address = settings.connection
         self._health = health
         self._clock = clock
         self._circuit = Circuit("activations", health, clock)
@@ -67,7 +69,7 @@ class Topic:
     def open(self) -> None:
         """Begin to connect; a forked child leaves its parent's producer alone."""
         self._opened_s = self._tried_s = self._clock()
-        self.why, self._life_at_open = AWAY, self.life
+        self.why, self._life_at_open = self._refusal() or AWAY, self.life
         self._process = uuid.uuid4().hex
         self._lock = threading.Lock()  # the producer's thread calls back
         self._sent_s: OrderedDict[int, float] = OrderedDict()  # records on their way
@@ -130,8 +132,8 @@ class Topic:
         return self.is_ready
 
     def unsafe(self) -> list[str]:
-        """Whether the address can be one at all."""
-        return [str(problem) for problem in check(self._address, Mark("activations"))]
+        """Whether the address can be one at all, and the secrets and certificates are there."""
+        return [str(problem) for problem in unsafe_connection(self._settings)]
 
     # -- Destination ----------------------------------------------------------------------------
 
@@ -194,6 +196,13 @@ class Topic:
         with self._lock:
             return len(self._sent_s)
 
+    def _refusal(self) -> str:
+        """Why brokers that are there will not let this client in; "" where nothing is known."""
+        if self._address.tls is None and self._address.sasl is None:
+            return ""
+        found = self._circuit.call(lambda: kafka_probe.problems_of(self._address, PLACE))
+        return "; ".join(problem.message for problem in found or ())
+
     def _connect(self) -> None:
         topic = self._settings.topic
         with self._circuit.guard():
@@ -217,3 +226,9 @@ class Topic:
             self._sent_s.clear()
         if producer is not None:
             discard(producer, timeout_s)
+
+
+def unsafe_connection(settings: ActivationsSettings) -> list[Problem]:
+    """What is wrong with addresses, secrets and certificates, without asking the network."""
+    address = settings.connection
+    return check(address, PLACE) or problems_of_security(address, PLACE)

@@ -14,6 +14,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 
 from nae_monitor.alert.kafka_address import servers
 from nae_monitor.alert.kafka_producer import API_VERSION
+from nae_monitor.alert.kafka_security import security
 from nae_monitor.health import Health
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.placement.carrier import Captured
@@ -232,6 +233,7 @@ class TopicReceiver:
 
     def _consumer(self) -> Any:
         consumer = KafkaConsumer(
+            **security(self._settings.connection),
             bootstrap_servers=servers(self._settings.bootstrap),
             client_id="nae-monitor-worker",
             group_id=self._settings.group,

@@ -194,6 +194,17 @@ def _way_in(
     return address, Receiver(address, captured, nla_id, settings.ipc, health, time.monotonic)
 
 
+def _refused_by_brokers(settings: Settings) -> list[Problem]:
+    """Why this worker may not read the topic; nothing where no broker answers: it waits for one."""
+    if settings.capture.placement != "kafka":
+        return []
+    from nae_monitor.alert import kafka_probe
+    from nae_monitor.placement.topic import PLACE, unsafe_connection
+
+    unsafe = unsafe_connection(settings.activations)
+    return unsafe or kafka_probe.problems_of(settings.activations.connection, PLACE)
+
+
 def open_worker(settings: Settings, *, number: int = 0, console: Console | None = None) -> Worker:
     """A worker with everything that a configuration names.
 
@@ -215,6 +226,7 @@ def open_worker(settings: Settings, *, number: int = 0, console: Console | None 
     if settings.record.dir is not None:
         directory = Path(settings.record.dir)
         collect(problems, lambda: check_writable(directory))
+    problems += _refused_by_brokers(settings)
     tokenizer = collect(problems, lambda: load_target_tokenizer(settings.target.model))
     parts = collect(problems, lambda: load_parts(settings, health))
     sinks = collect(
