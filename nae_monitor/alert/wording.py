@@ -7,6 +7,7 @@ import unicodedata
 _CLOSER = {"(": ")", "[": "]", "{": "}", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _OPENERS = {closer: opener for opener, closer in _CLOSER.items()} | {"“": "„"}
 _STRAIGHT = "\"'`"
+_AFTER_QUOTATION = (";", ",", ":")  # a straight quotation mark before one of these closes
 _OF_WORDS = "%#@&*_§"  # punctuation by their category, and yet a part of what they stand beside
 _SIGNS = "-−.,"  # before a digit, part of a number
 
@@ -39,7 +40,7 @@ def _is_loose_start(text: str) -> bool:
     if first in _SIGNS and rest[:1].isdigit():
         return False
     if first in _STRAIGHT:
-        return rest.count(first) % 2 == 0
+        return rest[:1] in _AFTER_QUOTATION or rest.count(first) % 2 == 0
     return _is_around_words(first) and (first not in _CLOSER or _CLOSER[first] not in rest)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,31 @@ from markupsafe import Markup
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.recording import Recording
-from nae_monitor.records import FindingState, Severity
+from nae_monitor.records import FindingState
 from nae_monitor.replay.moments import moment
-from nae_monitor.replay.report_data import MAX_TOKENS, RunData, gather
-from nae_monitor.replay.report_marks import revealed
-from nae_monitor.replay.report_stops import MAX_STOPS, stop_views
-from nae_monitor.replay.report_view import (
+from nae_monitor.replay.report_alerts import (
     MAX_ALERTS,
+    MAX_HITS,
     SEVERITIES,
-    alerts,
-    histogram,
-    page_json,
-    visible_token,
+    AlertView,
+    Listed,
+    listed,
 )
+from nae_monitor.replay.report_data import MAX_TOKENS, RunData, gather
+from nae_monitor.replay.report_fidelity import histogram
+from nae_monitor.replay.report_marks import revealed, visible_token
+from nae_monitor.replay.report_page import page_json
+from nae_monitor.replay.report_spend import duration
+from nae_monitor.replay.report_stops import MAX_STOPS, stop_views
+from nae_monitor.replay.report_timeline import timeline
 
 MAX_CHOICES = 500  # of one filter; the search finds the rest
+_SCRIPTS = tuple(
+    f"report_{name}.js" for name in ("text", "tokens", "details", "filter", "keys", "start")
+)
+_STYLES = tuple(
+    f"report_{name}.css" for name in ("base", "overview", "alerts", "tokens", "details", "narrow")
+)
 _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -73,16 +83,20 @@ def render(run: RunData) -> str:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    environment.filters["n"] = lambda value: f"{value:,}"
-    environment.filters["visible"] = visible_token
-    script = _source(environment, "report.js")
+    environment.filters.update(
+        n=lambda value: f"{value:,}", visible=visible_token, duration=duration, moment=moment
+    )
+    # One script of several files, in a scope of its own.
+    parts = "".join(_source(environment, name) for name in _SCRIPTS)
+    script = f'"use strict";\n{{\n{parts}}}\n'
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    alerts = listed(run)
     return environment.get_template("report.html.j2").render(
-        **_summary(run),
-        style=Markup(_source(environment, "report.css")),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
+        **_summary(run, alerts),
+        style=Markup("".join(_source(environment, name) for name in _STYLES)),  # noqa: S704 - ours
+        script=Markup(script),  # noqa: S704 - our own files
         script_sha256=digest,
-        data=script_json(page_json(run)),
+        data=script_json(page_json(run, alerts)),
     )
 
 
@@ -105,12 +119,9 @@ def _source(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _summary(run: RunData) -> dict[str, Any]:
-    views = alerts(run)
-    signs = [view for view in views if view.severity == Severity.INFORMATIONAL]
-    grave = [view for view in views if view.severity != Severity.INFORMATIONAL]
-    undecided = [f for f in run.findings if f.state is FindingState.UNDECIDED]
-    by_severity = Counter(view.severity for view in views)
+def _summary(run: RunData, listed_alerts: Listed) -> dict[str, Any]:
+    alerts, signs = listed_alerts.alerts, listed_alerts.signs
+    by_severity = Counter(view.severity for view in alerts)
     return {
         "facts": _facts(run.recording),
         "complete": run.recording.complete,
@@ -121,33 +132,43 @@ def _summary(run: RunData) -> dict[str, Any]:
         "coverage": run.coverage,
         "stages": _stages(run),
         "dropped": run.dropped.most_common(),
-        "tenants": sorted(
-            {
-                c.record.request.tenant
-                for c in run.conversations
-                if c.record and c.record.request.tenant
-            }
-        )[:MAX_CHOICES],
-        "rules": sorted({view.rule for view in views})[:MAX_CHOICES],
-        "alerts": grave[:MAX_ALERTS],
-        "alert_count": len(grave),
+        "alerts": alerts[:MAX_ALERTS],
+        "alert_count": len(alerts),
+        "max_hits": MAX_HITS,
         "signs": signs[:MAX_ALERTS],
         "sign_count": len(signs),
-        "by_severity": [
-            (name, by_severity[name])
-            for name in SEVERITIES
-            if by_severity[name] and name != Severity.INFORMATIONAL
-        ],
-        "severities": SEVERITIES,
-        "undecided": Counter(f.title for f in undecided).most_common(),
-        "undecided_why": Counter(why for f in undecided for why in f.undecided).most_common(5),
+        "by_severity": [(name, by_severity[name]) for name in SEVERITIES if by_severity[name]],
+        "timeline": timeline(alerts, run.starts_unix_ns),
+        "spend": run.spend,
         "histogram": histogram(run.fve),
         "fve_count": len(run.fve),
         "fve_unknown": run.fve_unknown,
         "omitted": run.omitted,
+        "scored": len(run.strongest),
+        **_choices(run, [*alerts, *signs]),
+        **_undecided(run),
         "stops": stop_views(run.stops)[:MAX_STOPS],
         "stop_count": len(run.stops),
         "stops_recorded": run.recording.stops_recorded,
+    }
+
+
+def _choices(run: RunData, views: Sequence[AlertView]) -> dict[str, Any]:
+    """What the filters offer."""
+    return {
+        "tenants": sorted(run.tenants)[:MAX_CHOICES],
+        "models": sorted(run.models)[:MAX_CHOICES],
+        "rules": sorted({view.rule for view in views})[:MAX_CHOICES],
+        "severities": SEVERITIES,
+        "dated": any(time > 0 for time in run.starts_unix_ns) or bool(run.hit_times),
+    }
+
+
+def _undecided(run: RunData) -> dict[str, Any]:
+    undecided = [f for f in run.findings if f.state is FindingState.UNDECIDED]
+    return {
+        "undecided": Counter(f.title for f in undecided).most_common(),
+        "undecided_why": Counter(why for f in undecided for why in f.undecided).most_common(5),
     }
 
 

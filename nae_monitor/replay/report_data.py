@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from nae_monitor.recording import Recording, RequestRecord, latest_stops
 from nae_monitor.records import Finding, FindingState, Severity, Stop, VerdictState
+from nae_monitor.replay.report_spend import Spend
 
 MAX_TOKENS = 400_000  # of conversations on one page; alerts come first, the rest is counted
+MAX_SCORES = 4  # of a row on the page
 SPECIAL = re.compile(
     r"<\|[^<>|]{1,40}\|>|<(s|/s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
@@ -31,6 +35,10 @@ _ROW_COLUMNS = (
     "support",
     "reused",
     "dropped_reason",
+    "scores",
+    "captured_unix_ns",
+    "decode_tokens",
+    "decode_seconds",
 )
 
 
@@ -54,6 +62,16 @@ class Conversation:
         return "unfinished" if self.record is None else self.record.state.value
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the list of alerts says of a request, whether or not it is on the page."""
+
+    tenant: str
+    model: str
+    state: str
+    started_unix_ns: int
+
+
 @dataclass(slots=True)
 class RunData:
     """A run as the page needs it."""
@@ -68,6 +86,13 @@ class RunData:
     fve: list[float]
     fve_unknown: int
     stops: list[Stop] = field(default_factory=list)  # what was last known of each
+    spend: Spend = field(default_factory=Spend)
+    starts_unix_ns: list[int] = field(default_factory=list)  # of every finished request
+    tenants: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+    known: dict[str, Known] = field(default_factory=dict)  # requests with findings, by id
+    hit_times: dict[tuple[str, int], int] = field(default_factory=dict)  # Unix ns of matched rows
+    strongest: list[float] = field(default_factory=list)  # the largest score of each scored row
 
 
 def worst_match(findings: Iterable[Finding]) -> Severity | None:
@@ -91,6 +116,8 @@ def gather(recording: Recording, max_tokens: int = MAX_TOKENS) -> RunData:
     shown = _choose(run, by_request, max_tokens)
     for record in recording.requests():
         _count(run, record)
+        if record.request.request_id in by_request:
+            run.known[record.request.request_id] = _known(record)
         if record.request.request_id in shown:
             shown[record.request.request_id].record = record
     _add_rows(run, shown, by_request, max_tokens)
@@ -135,6 +162,15 @@ def _count(run: RunData, record: RequestRecord) -> None:
     for name in ("seen", "screened", "sampled", "decoded", "judged", "cached"):
         run.coverage[name] += getattr(record.coverage, f"{name}_tokens")
     run.dropped.update(record.coverage.dropped_tokens)
+    run.starts_unix_ns.append(record.request.started_unix_ns)
+    run.models.add(record.request.model)
+    if record.request.tenant:
+        run.tenants.add(record.request.tenant)
+
+
+def _known(record: RequestRecord) -> Known:
+    request = record.request
+    return Known(request.tenant or "", request.model, record.state.value, request.started_unix_ns)
 
 
 def _add_rows(
@@ -145,8 +181,9 @@ def _add_rows(
 ) -> None:
     """Give conversations their rows; ``room`` rows of requests that never finished fit."""
     finished = {name for part in run.recording.request_parts for name in _ids(part)}
+    hits = {(f.request_id, f.position) for f in run.findings if f.state is FindingState.MATCH}
     for row in run.recording.activation_columns(_ROW_COLUMNS):
-        _count_fidelity(run, row)
+        _count_row(run, row, hits)
         if run.recording.text_withheld:  # what the columns hold then are hashes, of no use here
             row = {**row, "token": None, "explanation": None}
         name = row["request_id"]
@@ -158,13 +195,30 @@ def _add_rows(
             shown[name].rows.append(row)
 
 
-def _count_fidelity(run: RunData, row: Mapping[str, Any]) -> None:
+def _count_row(run: RunData, row: Mapping[str, Any], hits: Set[tuple[str, int]]) -> None:
+    place = (row["request_id"], row["position"])
+    run.spend.add(row, place in hits)
+    if place in hits and row["captured_unix_ns"]:
+        run.hit_times[place] = row["captured_unix_ns"]
+    if scores := shown_scores(row):
+        run.strongest.append(scores[0][1])
     if not row["decoded"]:
         return
-    if row["fve"] is None:
+    if not is_finite(row["fve"]):
         run.fve_unknown += 1
     else:
         run.fve.append(row["fve"])
+
+
+def shown_scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The largest scores of a row with their directions, largest first; none that is no number."""
+    known = [(name, score) for name, score in row["scores"] or () if is_finite(score)]
+    return heapq.nlargest(MAX_SCORES, known, key=lambda item: item[1])
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether a figure that comes from a file is one."""
+    return value is not None and math.isfinite(value)
 
 
 def _ids(part: Any) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 from nae_monitor.alert.wording import matched_words, words_range
 from nae_monitor.records import Finding, Span
 
+MAX_EVIDENCE = 12  # spans of one finding that are shown
 # Unicode Standard Annex 9: marks, embeddings, overrides and isolates change the order on screen.
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -70,3 +72,22 @@ def elsewhere(finding: Finding, withheld: bool) -> tuple[str, ...]:
             if span not in inside
         )
     )
+
+
+def evidence(finding: Finding, withheld: bool) -> list[list[str]]:
+    """What matched, each as selection, field, words and score; words and score may be empty."""
+    told = (
+        (
+            span.selection,
+            span.field,
+            "" if withheld else matched_words(span.text),
+            "" if span.score is None or not math.isfinite(span.score) else f"{span.score:.3g}",
+        )
+        for span in finding.spans
+    )
+    return [list(one) for one in list(dict.fromkeys(told))[:MAX_EVIDENCE]]
+
+
+def visible_token(text: str) -> str:
+    """A token without the space glued to it; one of only white space by its signs."""
+    return text.strip() or text.replace("\n", "⏎").replace(" ", "␣").replace("\t", "⇥")

@@ -15,6 +15,10 @@ texts = st.text(st.sampled_from("ab1 \n\"'(;:,.-“”)[]%é語…"), max_size=1
     ("matched", "read"),
     [
         ('"; harmful request, weapons: ', "harmful request, weapons"),
+        (
+            '"; harmful request, fraud: asks; prompt "how do',
+            'harmful request, fraud: asks; prompt "how do',
+        ),
         ("; hides it from the user;", "hides it from the user"),
         ("plain words", "plain words"),
         ("“how to hide”", "“how to hide”"),

@@ -25,6 +25,9 @@ from nae_monitor.records import (
 )
 
 D_MODEL = 16
+STARTED_UNIX_NS = 1_795_000_000_000_000_000
+STEP_NS = 600 * 10**9  # from one conversation to the next
+DIRECTIONS = ["cyber_misuse", "dangerous_chemistry", "fraud_intent", "jailbreak_attempt"]
 HARMFUL = [
     (
         "cyber crime",
@@ -194,8 +197,16 @@ def write_demo_run(
             else:
                 theme, (question, answer) = "test", extra[number - conversations]
             prompt, output = chat(question), [*tokens(answer), "<|im_end|>"]
+            request = Request(
+                f"demo-{number:03d}",
+                f"demo-{number:03d}",
+                "smollm2-135m-instruct" if number % 4 else "smollm2-360m-instruct",
+                "s-17",
+                "acme" if number % 2 else "globex",
+                started_unix_ns=STARTED_UNIX_NS + number * STEP_NS,
+            )
             write_conversation(
-                writer, rng, generator, f"demo-{number:03d}", theme, harmful, prompt, output, every
+                writer, rng, generator, request, theme, harmful, prompt, output, every
             )
 
 
@@ -203,21 +214,14 @@ def write_conversation(
     writer: RecordingWriter,
     rng: random.Random,
     generator: torch.Generator,
-    request_id: str,
+    request: Request,
     theme: str,
     harmful: bool,
     prompt: list[str],
     output: list[str],
     every: int,
 ) -> None:
-    request = Request(
-        request_id,
-        request_id,
-        "smollm2-135m-instruct",
-        "s-17",
-        "acme",
-        started_unix_ns=1_795_000_000_000_000_000,
-    )
+    chance = random.Random(request.request_id)  # of what was added later
     texts = [*prompt, *output]
     found: list[Finding] = []
     decoded = dropped = 0
@@ -231,6 +235,8 @@ def write_conversation(
             20,
             torch.randn(D_MODEL, generator=generator).half(),
             rng.choice([SampleReason.EVERY_N, SampleReason.RANDOM, SampleReason.SCORE]),
+            {name: round(chance.gauss(harmful, 1.5), 3) for name in chance.sample(DIRECTIONS, 3)},
+            request.started_unix_ns + position * 50_000_000,
         )
         if rng.random() < 0.07:
             writer.write_activation(activation, None, "budget")
@@ -240,7 +246,7 @@ def write_conversation(
         decoded += 1
         writer.write_activation(activation, d)
         if harmful:
-            found += judge(rng, request_id, position, theme, d)
+            found += judge(rng, request.request_id, position, theme, d)
     writer.write_findings(found)
     matched = any(f.state is FindingState.MATCH for f in found)
     undecided = not matched and rng.random() < 0.15
@@ -266,5 +272,6 @@ def write_conversation(
             output_token_ids=tuple(range(len(output))),
             prompt_token_texts=tuple(prompt),
             output_token_texts=tuple(output),
+            finished_unix_ns=request.started_unix_ns + len(texts) * 50_000_000,
         )
     )

@@ -6,9 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from replay_demo_run import D_MODEL, write_demo_run
+from replay_report_page import HOSTILE, hostile_run, report
 
 from nae_monitor.errors import ConfigurationError, RecordingError
 from nae_monitor.recording import Recording, RecordingWriter
@@ -32,83 +30,8 @@ from nae_monitor.records import (
 )
 from nae_monitor.replay import write_report
 from nae_monitor.replay.report import script_json
+from nae_monitor.replay.report_fidelity import fidelity_bucket, histogram, score_steps
 from nae_monitor.replay.report_marks import marked, revealed
-from nae_monitor.replay.report_view import fidelity_bucket, histogram
-
-HOSTILE = (
-    "\u202e</script><script>document.title='pwned'</script>"
-    "<img src=x onerror=\"document.title='pwned'\"><!--<script> &lt;b&gt; \u2028 ${x} {{ 7*7 }}"
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-class Page(HTMLParser):
-    """Tags, executable scripts, the page's data and its visible text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.data = ""
-        self.text = ""
-        self._inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        if tag in ("script", "style"):
-            self._inside = "data" if attributes.get("type") == "application/json" else tag
-            if self._inside == "script":
-                self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("script", "style"):
-            self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif self._inside == "data":
-            self.data += data
-        elif not self._inside:
-            self.text += data
-
-
-def report(run: Path, **options: int) -> Page:
-    write_report(run, run.parent / "report.html", **options)
-    return Page((run.parent / "report.html").read_text("utf-8"))
-
-
-def hostile_run(path: Path) -> None:
-    """Every text that can reach the page is hostile."""
-    request = Request(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    with RecordingWriter(
-        path,
-        manifest={"model": HOSTILE, "layer": 3, "nla_id": HOSTILE, "rules_sha256": HOSTILE},
-        d_model=D_MODEL,
-        content="full",
-    ) as writer:
-        row = Activation(
-            request, 0, 1, HOSTILE, Phase.PROMPT, 3, torch.ones(D_MODEL), SampleReason.RANDOM
-        )
-        writer.write_activation(row, Decoding(HOSTILE, True, 0.1, 0.2, 1, 256, HOSTILE, 1, 0.1))
-        writer.write_activation(row, None, HOSTILE)
-        spans = (
-            Span("s", "explanation", 0, 9, HOSTILE[:9]),
-            Span("s", "output", 0, len(HOSTILE), HOSTILE),
-        )
-        for state in (FindingState.MATCH, FindingState.UNDECIDED):
-            writer.write_findings(
-                [
-                    Finding(
-                        HOSTILE, 0, HOSTILE, HOSTILE, HOSTILE, HOSTILE, Severity.HIGH, state,
-                        spans, (HOSTILE,), None, (HOSTILE,),
-                    )
-                ]
-            )  # fmt: skip
 
 
 def test_summary_and_alerts_stand_in_the_page_without_script(tmp_path: Path) -> None:
@@ -169,6 +92,20 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert conversation["rows"][0]["text"] == HOSTILE
 
 
+def test_hostile_names_stay_text_where_the_page_offers_them(tmp_path: Path) -> None:
+    hostile_run(tmp_path / "run", finished=True)
+    page = report(tmp_path / "run")
+    assert len(page.scripts) == 1
+    assert "img" not in {tag for tag, _ in page.tags}
+    offered = [a["value"] for tag, a in page.tags if tag == "option" and a.get("value")]
+    assert offered.count(revealed(HOSTILE)) == 3  # of rules, tenants and models
+    (alert,) = [a for tag, a in page.tags if a.get("class") == "alert"]
+    assert [alert[f"data-{name}"] for name in ("rule", "tenant", "model")] == [
+        revealed(HOSTILE)
+    ] * 3
+    assert "\u202e" not in page.text
+
+
 @given(st.text())
 def test_json_in_the_page_has_no_markup_and_comes_back(text: str) -> None:
     written = str(script_json({"a": text}))
@@ -184,7 +121,7 @@ def test_a_withheld_run_shows_figures_and_no_text(tmp_path: Path) -> None:
     assert "explanation withheld" in page.text
     assert not re.search(r"[0-9a-f]{40}", page.text + page.data)  # hashes tell a reader nothing
     assert json.loads(page.data)["withheld"] is True
-    assert any(row["fve"] for row in json.loads(page.data)["conversations"][0]["rows"])
+    assert any(row.get("fve") for row in json.loads(page.data)["conversations"][0]["rows"])
 
 
 def test_an_empty_and_a_broken_off_run_say_so(tmp_path: Path) -> None:
@@ -260,93 +197,6 @@ def test_unknown_fidelity_is_its_own_step_and_never_zero() -> None:
     assert steps == ["unknown", "unknown", "below", "below", "1", "3", "5"]
 
 
-def dom_in_browser(page: Path, profile: Path, fragment: str = "") -> str:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the page was not opened in a browser")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --dump-dom "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        "--window-size=1400,9000 --virtual-time-budget=4000"
-    )
-    done = subprocess.run(
-        [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", page.as_uri() + fragment],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert "</html>" in done.stdout, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_a_browser_draws_the_conversations_and_pins_the_linked_token(tmp_path: Path) -> None:
-    write_demo_run(tmp_path / "run")
-    page = report(tmp_path / "run")
-    link = next(a["href"] for tag, a in page.tags if (a.get("href") or "").startswith("#c0-p"))
-    html = dom_in_browser(tmp_path / "report.html", tmp_path / "profile", link or "")
-    drawn = Page(html)
-    assert sum(a.get("class") == "conv" for _, a in drawn.tags) == 24
-    tokens = [a for _, a in drawn.tags if a.get("role") == "button" and "data-d" in a]
-    rows = sum(1 for _ in Recording.open(tmp_path / "run").activations())
-    assert len(tokens) == rows
-    (pinned,) = [a for a in tokens if a.get("aria-pressed") == "true"]
-    assert f"#{pinned['id']}" == link
-    assert pinned["tabindex"] == "0"
-    inspector = html[html.index('id="inspector"') : html.index("</aside>")]
-    assert "Unpin" in inspector
-    assert "<mark>" in inspector
-    assert "keylogger" in drawn.text
-
-
-def test_a_browser_runs_no_script_that_came_with_the_data(tmp_path: Path) -> None:
-    hostile_run(tmp_path / "run")
-    report(tmp_path / "run")
-    html = dom_in_browser(tmp_path / "report.html", tmp_path / "profile", "#c0-p0")
-    page = Page(html)
-    assert len(page.scripts) == 1
-    assert "img" not in {tag for tag, _ in page.tags}
-    assert "<title>pwned" not in html
-    assert "\u202e" not in html  # its right-to-left override is written out instead
-    assert "⟨U+202E⟩" in html
-    assert page.text.count("onerror") > 3  # shown, as text, in alert, conversation and details
-
-
-def driven(page: Path, script: str) -> Path:
-    """A copy of the page in which ``script`` does what a reader would; the policy is left out."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
-    copy = page.with_name("driven.html")
-    copy.write_text(html.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
-    return copy
-
-
-def test_the_rule_filter_leaves_the_conversations_in_which_the_rule_matched(tmp_path: Path) -> None:
-    write_demo_run(tmp_path / "run")
-    page = report(tmp_path / "run")
-    matched = {
-        c["id"]: {f["rule"] for r in c["rows"] for f in r["findings"] if f["state"] == "match"}
-        for c in json.loads(page.data)["conversations"]
-    }
-    rule = sorted(set().union(*matched.values()))[0]
-    expected = {name for name, rules in matched.items() if rule in rules}
-    choose = (
-        f"const s = document.getElementById('f-rule'); s.value = {json.dumps(rule)};"
-        "s.dispatchEvent(new Event('input', {bubbles: true}));"
-    )
-    html = dom_in_browser(driven(tmp_path / "report.html", choose), tmp_path / "profile")
-    shown = [a for _, a in Page(html).tags if a.get("class") == "conv" and "hidden" not in a]
-    assert 0 < len(expected) < 24
-    assert {(a["aria-label"] or "").removeprefix("Conversation ") for a in shown} == expected
-
-
-def test_a_question_mark_opens_the_list_of_keys(tmp_path: Path) -> None:
-    write_demo_run(tmp_path / "run")
-    report(tmp_path / "run")
-    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '?', bubbles: true}));"
-    html = dom_in_browser(driven(tmp_path / "report.html", press), tmp_path / "profile")
-    (dialog,) = [a for tag, a in Page(html).tags if tag == "dialog"]
-    assert "open" in dialog
-
-
 def test_informational_matches_are_signs_and_no_alerts(tmp_path: Path) -> None:
     request = Request("r1", "r1", "m")
     with RecordingWriter(
@@ -367,3 +217,86 @@ def test_informational_matches_are_signs_and_no_alerts(tmp_path: Path) -> None:
     assert "Alerts 1 high 1 and 1 sign below an alert" in page
     assert "Signs below an alert 1" in page
     assert page.index("Grave") < page.index("Only a sign")
+
+
+def test_alerts_and_tokens_lead_to_each_other(tmp_path: Path) -> None:
+    write_demo_run(tmp_path / "run")
+    page = report(tmp_path / "run")
+    alerts = {a["id"]: a for tag, a in page.tags if a.get("class") == "alert"}
+    links = {
+        a["href"] for tag, a in page.tags if tag == "a" and (a.get("href") or "").startswith("#c")
+    }
+    shown = json.loads(page.data)["conversations"]
+    seen = set()
+    for number, conversation in enumerate(shown):
+        for row in conversation["rows"]:
+            for finding in row.get("findings", []):
+                if finding["state"] != "match":
+                    assert finding["alert"] == ""
+                    continue
+                alert = alerts[finding["alert"]]
+                assert (alert["data-rule"], alert["data-conversation"]) == (
+                    finding["rule"],
+                    str(number),
+                )
+                assert f"#c{number}-p{row['p']}" in links
+                seen.add(finding["alert"])
+    assert seen == set(alerts)
+
+
+def test_what_matched_is_told_by_selection_without_the_punctuation_around_it(
+    tmp_path: Path,
+) -> None:
+    text = 'at "a"; expects "b"; harmful request, fraud: asks; prompt "how'
+    start = text.index('"; harmful')
+    request = Request("r1", "r1", "m")
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
+        row = Activation(request, 0, 1, "a", Phase.PROMPT, 3, torch.ones(1), SampleReason.RANDOM)
+        writer.write_activation(row, Decoding(text, True, 0.1, 0.2, 1, 256, "nla", 1, 0.1))
+        spans = (
+            Span("theme", "explanation", start, len(text), text[start:]),
+            Span("said", "output", 0, 4, "yes!", 91.25),
+        )
+        writer.write_findings(
+            [Finding("r1", 0, "1", "n", "1", "T", Severity.LOW, FindingState.MATCH, spans)]
+        )
+    page = report(tmp_path / "run")
+    (finding,) = json.loads(page.data)["conversations"][0]["rows"][0]["findings"]
+    assert finding["evidence"] == [
+        ["theme", "explanation", 'harmful request, fraud: asks; prompt "how', ""],
+        ["said", "output", "yes", "91.2"],
+    ]
+    assert "also in output: yes" in page.text
+
+
+def test_a_figure_that_is_no_number_is_unknown(tmp_path: Path) -> None:
+    nan = float("nan")
+    request = Request("r1", "r1", "m")
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
+        row = Activation(
+            request, 0, 1, "a", Phase.PROMPT, 3, torch.ones(1), SampleReason.SCORE,
+            {"broken": nan, "vast": float("inf"), "fine": 2.0},
+        )  # fmt: skip
+        writer.write_activation(row, Decoding("text", True, nan, nan, 1, 256, "nla", 1, nan))
+    page = report(tmp_path / "run")
+    told = json.loads(page.data)
+    (row_told,) = told["conversations"][0]["rows"]
+    assert row_told["bucket"] == "unknown"
+    assert "fve" not in row_told
+    assert (told["directions"], row_told["scores"]) == (["fine"], [[0, 2.0]])
+    assert "No decode carries an FVE" in page.text
+    assert "nan" not in page.text.lower()
+
+
+def test_steps_of_the_score_colours_are_those_of_the_run() -> None:
+    assert score_steps([]) == []
+    assert score_steps([1.0] * 50) == [1.0]
+    assert score_steps([float(n) for n in range(100)]) == [50.0, 75.0, 90.0, 97.0]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=40))
+def test_score_steps_ascend_and_lie_within_the_scores(scores: list[float]) -> None:
+    steps = score_steps(scores)
+    assert steps == sorted(set(steps))
+    assert len(steps) <= 4
+    assert all(min(scores) - 0.5 <= step <= max(scores) + 0.5 for step in steps)
