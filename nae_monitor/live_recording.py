@@ -37,4 +37,5 @@ def open_live_recording(
         vector_dtype=settings.capture.vector_dtype,
         content=settings.privacy.content,
         hmac_key=content_key(settings.privacy),
+        encrypted=settings.record.encrypt,
     )

@@ -41,7 +41,7 @@ from nae_monitor.errors import (
 )
 from nae_monitor.health import Health
 from nae_monitor.live_recording import open_live_recording
-from nae_monitor.parts import Parts, check_writable, collect, content_key, load_parts
+from nae_monitor.parts import Parts, check_recording, collect, content_key, load_parts
 from nae_monitor.pipeline import Observer, OnDecision, Pipeline
 from nae_monitor.pipeline.belt import Belt
 from nae_monitor.recording import RecordingWriter
@@ -121,7 +121,7 @@ class Monitor:
         problems: list[Problem] = []
         parts = collect(problems, lambda: load_parts(settings, health))
         if settings.record.dir is not None:
-            collect(problems, lambda: check_writable(Path(settings.record.dir or "")))
+            collect(problems, lambda: check_recording(settings.record))
         sinks = collect(
             problems,
             lambda: build_sinks(settings.alert, settings.privacy, health, console=console),

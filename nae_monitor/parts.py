@@ -16,9 +16,10 @@ from nae_monitor.detect import Calibration, Judge, LiveRules, RuleSet, load_rule
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.models import load_encoder, resolve_nla, resolve_target
+from nae_monitor.recording.encryption import writing_cipher
 from nae_monitor.screen import Directions
 from nae_monitor.screening import directions_for
-from nae_monitor.settings import NlaSettings, PrivacySettings, Settings
+from nae_monitor.settings import NlaSettings, PrivacySettings, RecordSettings, Settings
 
 T = TypeVar("T")
 
@@ -110,8 +111,11 @@ def collect(problems: list[Problem], load: Callable[[], T]) -> T | None:
         return None
 
 
-def check_writable(directory: Path) -> None:
-    """Try to write there; ConfigurationError where that fails."""
+def check_recording(settings: RecordSettings) -> None:
+    """Try to write where recordings go, and to encrypt; ConfigurationError where that fails."""
+    if settings.encrypt:
+        writing_cipher(0)
+    directory = Path(settings.dir or "")
     probe = directory / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,6 @@ class ActivationsSettings:
                 "max_message_bytes is at least 65536, in_flight_frames and session_s at least 1"
             )
 
-
     @property
     def connection(self) -> KafkaSettings:
         """Brokers, topic and security, as clients of Kafka are made from them."""

@@ -158,6 +158,7 @@ class RecordSettings:
     # candidates: every chosen row; decoded: those that were decoded; captured: candidates, but
     # only of requests that a rule with the action `capture` matched in
     keep: Literal["candidates", "decoded", "captured"] = "candidates"
+    encrypt: bool = False  # under the key in NAE_MONITOR_RECORDING_KEY
 
     def __post_init__(self) -> None:
         if self.dir == "":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.live_recording import open_live_recording
 from nae_monitor.models import load_target_tokenizer
-from nae_monitor.parts import Parts, check_writable, collect, load_parts
+from nae_monitor.parts import Parts, check_recording, collect, load_parts
 from nae_monitor.pipeline import Observer, Pipeline
 from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import Kind
@@ -224,8 +223,7 @@ def open_worker(settings: Settings, *, number: int = 0, console: Console | None 
         message = f"there is no endpoint number {number}; ipc.endpoints names {many}"
         problems.append(Problem(Mark("ipc.endpoints"), message, "count from 0"))
     if settings.record.dir is not None:
-        directory = Path(settings.record.dir)
-        collect(problems, lambda: check_writable(directory))
+        collect(problems, lambda: check_recording(settings.record))
     problems += _refused_by_brokers(settings)
     tokenizer = collect(problems, lambda: load_target_tokenizer(settings.target.model))
     parts = collect(problems, lambda: load_parts(settings, health))

@@ -10,7 +10,9 @@ A recording is a directory::
     seals.jsonl                 name, rows, bytes and SHA-256 of each finished file; last the totals
 
 Rows are buffered and written as small whole files, so a crash loses at most the rows since the
-last rotation, and the reader names the file they would have been in.
+last rotation, and the reader names the file they would have been in. Where a recording is
+encrypted (encryption.py), the manifest, the seals and a run's ``alerts.jsonl`` stay readable: they
+hold counts, hashes and ids, and no text.
 """
 
 from nae_monitor.recording.erasure import Doomed, Erased, erase, erase_all

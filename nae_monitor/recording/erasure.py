@@ -142,7 +142,7 @@ def _ids(recording: Recording, doomed: Doomed) -> set[str]:
     # After a crash, what was found in a request may be all that is left of it; whose it was is
     # not known then.
     orphans = {
-        _request_id(line, where) for name in _LINES for line, where in _read(recording.path, name)
+        _request_id(line, where) for name in _LINES for line, where in _read(recording, name)
     } - latest.keys()
     return found | (orphans if doomed.tenants else orphans & set(doomed.requests))
 
@@ -164,7 +164,7 @@ def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
         kept[kind] += part.rows - removed
         seals += [seal] if seal is not None else []
     change.gone += recording.unfinished
-    lines = {name: _without(directory, name, ids, change) for name in _LINES}
+    lines = {name: _without(recording, name, ids, change) for name in _LINES}
     erased = Erased(
         directory,
         len(ids),
@@ -194,26 +194,32 @@ def _rewritten(part: SealedTable, ids: set[str], change: Change) -> tuple[Seal |
     if not stay:
         change.gone.append(part.name)
         return None, len(names)
-    data = parquet_bytes(part.table().take(stay))
+    data = part.cipher.file(part.name, parquet_bytes(part.table().take(stay)))
     change.put[part.name] = data
     seal = Seal(part.name, len(stay), len(data), hashlib.sha256(data).hexdigest())
     return seal, len(names) - len(stay)
 
 
-def _without(directory: Path, name: str, ids: set[str], change: Change) -> int:
+def _without(recording: Recording, name: str, ids: set[str], change: Change) -> int:
     """Take the lines of ``ids`` out of a file; returns how many there are."""
-    lines = list(_read(directory, name))
+    lines = list(_read(recording, name))
     stay = [line for line, where in lines if _request_id(line, where) not in ids]
     if len(stay) < len(lines):
+        if name != ALERTS:
+            stay = [recording.cipher.line(name, n, line) for n, line in enumerate(stay)]
         change.put[name] = "".join(f"{line}\n" for line in stay).encode("utf-8")
     return len(lines) - len(stay)
 
 
-def _read(directory: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Each whole line of a file, if it is there, and where it stands."""
-    path = directory / name
-    for number, line in enumerate(read_lines(path)[0] if path.exists() else (), start=1):
-        yield line, f"{path}:{number}"
+def _read(recording: Recording, name: str) -> Iterator[tuple[str, str]]:
+    """Each whole line of a file in the clear, if it is there, and where it stands."""
+    path = recording.path / name
+    for number, line in enumerate(read_lines(path)[0] if path.exists() else ()):
+        where = f"{path}:{number + 1}"
+        yield (
+            line if name == ALERTS else recording.cipher.open_line(name, number, line, where),
+            where,
+        )
 
 
 def _request_id(line: str, where: str) -> Any:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from nae_monitor.errors import RecordingError
+from nae_monitor.recording.encryption import PLAIN, Cipher
 from nae_monitor.recording.rows import WITHHELD_TOKEN_ID, RecordedActivation
 from nae_monitor.recording.schema import VECTOR, recorded_activation, vectors_of
 from nae_monitor.recording.sealing import MAX_FILE_BYTES, OPEN_SUFFIX, Seal, read_sealed
@@ -63,7 +64,8 @@ def refusing(where: Path | str) -> Iterator[None]:
 class SealedTable:
     """One sealed Parquet file; its hash is checked every time it is read."""
 
-    def __init__(self, directory: Path, seal: Seal, schema: Any) -> None:
+    def __init__(self, directory: Path, seal: Seal, schema: Any, cipher: Cipher = PLAIN) -> None:
+        self.cipher = cipher
         final = directory / seal.file
         # Sealed but not yet renamed when the writer died: whole all the same.
         self.path = final if final.exists() else final.with_name(final.name + OPEN_SUFFIX)
@@ -81,7 +83,7 @@ class SealedTable:
 
     def table(self, columns: Sequence[str] | None = None) -> Any:
         """The file as an Arrow table, columns as named."""
-        data = read_sealed(self.path, self.seal)
+        data = self.cipher.open_file(self.name, read_sealed(self.path, self.seal), str(self.path))
         with refusing(self.path):
             file = pq.ParquetFile(pa.BufferReader(data))
             if not file.schema_arrow.equals(self._schema):
@@ -94,8 +96,16 @@ class SealedTable:
 class SealedActivations(SealedTable):
     """An activations file of our own; implements :class:`ActivationPart`."""
 
-    def __init__(self, directory: Path, seal: Seal, schema: Any, *, text_withheld: bool) -> None:
-        super().__init__(directory, seal, schema)
+    def __init__(
+        self,
+        directory: Path,
+        seal: Seal,
+        schema: Any,
+        cipher: Cipher = PLAIN,
+        *,
+        text_withheld: bool,
+    ) -> None:
+        super().__init__(directory, seal, schema, cipher)
         self._text_withheld = text_withheld
 
     def keys(self) -> tuple[list[str], list[int]]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from nae_monitor.errors import RecordingError
+from nae_monitor.recording.encryption import PLAIN, Cipher, reading_cipher
 from nae_monitor.recording.findings import finding_from_json
 from nae_monitor.recording.parts import (
     MAX_D_MODEL,
@@ -63,6 +64,7 @@ class Recording:
     activation_parts: tuple[ActivationPart, ...]
     request_parts: tuple[SealedTable, ...] = ()
     totals: Totals | None = None
+    cipher: Cipher = PLAIN
 
     @classmethod
     def open(cls, path: Path | str) -> Recording:
@@ -71,8 +73,8 @@ class Recording:
         Either may be a URL that fsspec opens, if the extra ``remote`` is installed.
 
         Raises:
-            RecordingError: no manifest, or anything truncated, damaged, missing or foreign;
-                names the file.
+            RecordingError: no manifest, or anything truncated, damaged, missing or foreign, or
+                encrypted with a key that is not at hand; names the file.
         """
         place = located(path)
         if place.is_dir():
@@ -94,6 +96,11 @@ class Recording:
         """K of the recorded ``hidden_states[K]``, where the manifest says so."""
         layer = self.manifest.get("layer")
         return layer if isinstance(layer, int) else None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether rows, texts and findings stand encrypted on the disk."""
+        return self.cipher.described is not None
 
     @property
     def text_withheld(self) -> bool:
@@ -169,7 +176,7 @@ class Recording:
         lines = read_lines(path)[0] if path.exists() else ()
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
-            yield parse_json(line, where), where
+            yield parse_json(self.cipher.open_line(name, number - 1, line, where), where), where
 
 
 def open_recordings(paths: Iterable[Path | str]) -> list[Recording]:
@@ -202,6 +209,7 @@ def _open_directory(directory: Path) -> Recording:
             "run `nae-monitor record erase` on it again to finish it"
         )
     manifest, d_model, content = _read_manifest(directory)
+    cipher = reading_cipher(manifest, str(directory / MANIFEST))
     seals, totals = read_seals(directory / SEALS)
     withheld = content != "full"
     schema = activations_schema(d_model, manifest["vector_dtype"])
@@ -209,10 +217,10 @@ def _open_directory(directory: Path) -> Recording:
     requests: list[SealedTable] = []
     for seal in seals:
         if seal.file.startswith("activations-"):
-            part = SealedActivations(directory, seal, schema, text_withheld=withheld)
+            part = SealedActivations(directory, seal, schema, cipher, text_withheld=withheld)
             activations.append(part)
         else:
-            requests.append(SealedTable(directory, seal, REQUESTS))
+            requests.append(SealedTable(directory, seal, REQUESTS, cipher))
     _refuse_unsealed(directory, seals)
     if totals is not None:
         _check_totals(directory, totals, activations, requests)
@@ -226,6 +234,7 @@ def _open_directory(directory: Path) -> Recording:
         activation_parts=tuple(activations),
         request_parts=tuple(requests),
         totals=totals,
+        cipher=cipher,
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nae_monitor.errors import RecordingError
+from nae_monitor.recording.encryption import PLAIN, Cipher
 from nae_monitor.recording.sealing import (
     OPEN_SUFFIX,
     LineAppender,
@@ -44,8 +45,10 @@ class RotatingTable:
         seals: LineAppender,
         limits: Limits,
         clock: Callable[[], float],
+        cipher: Cipher = PLAIN,
     ) -> None:
         self._directory = directory
+        self._cipher = cipher
         self._stem = stem
         self._build = build
         self._seals = seals
@@ -122,7 +125,8 @@ class RotatingTable:
 
     def _encoded(self) -> bytes:
         try:
-            return parquet_bytes(self._build(self._rows))
+            data = parquet_bytes(self._build(self._rows))
+            return self._cipher.file(self._final.name, data)
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
             lost = len(self._rows)
             self._forget()  # kept, they would fail for ever and stop the recording

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nae_monitor.errors import RecordingError
+from nae_monitor.recording.encryption import PLAIN, Cipher
 from nae_monitor.recording.findings import canonical_line
 
 MANIFEST = "manifest.json"
@@ -104,10 +105,12 @@ class LineAppender:
 
 
 class CountedAppender(LineAppender):
-    """Knows how many lines it took, and their SHA-256."""
+    """Knows how many lines it took, and their SHA-256 as they stand on the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cipher: Cipher = PLAIN) -> None:
         super().__init__(path)
+        self._name = path.name
+        self._cipher = cipher
         self.count = 0
         self._digest = hashlib.sha256()
 
@@ -117,10 +120,14 @@ class CountedAppender(LineAppender):
         return self._digest.hexdigest()
 
     def append(self, lines: list[str], *, sync: bool = False) -> None:
-        """See :meth:`LineAppender.append`."""
-        super().append(lines, sync=sync)
+        """See :meth:`LineAppender.append`; the lines are encrypted on the way."""
+        written = [
+            self._cipher.line(self._name, number, line)
+            for number, line in enumerate(lines, start=self.count)
+        ]
+        super().append(written, sync=sync)
         self.count += len(lines)
-        self._digest.update("".join(f"{line}\n" for line in lines).encode("ascii"))
+        self._digest.update("".join(f"{line}\n" for line in written).encode("ascii"))
 
 
 def read_lines(path: Path) -> tuple[list[str], bool]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem, VectorError
+from nae_monitor.recording.encryption import PLAIN, Cipher, writing_cipher
 from nae_monitor.recording.findings import canonical_line, finding_to_json, withheld
 from nae_monitor.recording.privacy import Content, ContentFilter
 from nae_monitor.recording.rotation import Limits, RotatingTable
@@ -67,12 +68,14 @@ class RecordingWriter:
         content: what of prompts, outputs and decoded text is kept.
         hmac_key: needed for content "hash".
         created_unix_ns: None: now.
+        encrypted: under the first key of the environment; see
+            :mod:`nae_monitor.recording.encryption`.
         judged_is_filtered: decodings and findings come as the content setting lets them through.
         clock: seconds, monotonic.
 
     Raises:
         ConfigurationError: a directory that cannot be written or already holds a recording,
-            an unknown dtype, a missing key.
+            an unknown dtype, a missing key, no package to encrypt with.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class RecordingWriter:
         rotate_bytes: int = 16 * 1024 * 1024,
         rotate_s: float = 30.0,
         created_unix_ns: int | None = None,
+        encrypted: bool = False,
         judged_is_filtered: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,15 +102,19 @@ class RecordingWriter:
         self._dtype = _torch_dtype(vector_dtype, self.directory)
         self._lock = threading.Lock()
         self._closed = False
-        known = {
+        created_unix_ns = time.time_ns() if created_unix_ns is None else created_unix_ns
+        self._cipher: Cipher = writing_cipher(created_unix_ns) if encrypted else PLAIN
+        known: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "d_model": d_model,
             "vector_dtype": vector_dtype,
             "content": content,
             "hmac_key_id": self._content.key_id,
-            "created_unix_ns": time.time_ns() if created_unix_ns is None else created_unix_ns,
+            "created_unix_ns": created_unix_ns,
         }
+        if self._cipher.described is not None:
+            known["encryption"] = self._cipher.described
         self._start({**manifest, **known})
         # pyarrow imports pandas, where it is installed, with the first array it is given: not when
         # the last rows are written, since a process that was interrupted may be ending then.
@@ -120,9 +128,10 @@ class RecordingWriter:
             self._seals,
             limits,
             clock,
+            self._cipher,
         )
         self._requests = RotatingTable(
-            self.directory, "requests", requests_table, self._seals, limits, clock
+            self.directory, "requests", requests_table, self._seals, limits, clock, self._cipher
         )
 
     def _start(self, manifest: Mapping[str, Any]) -> None:
@@ -137,8 +146,8 @@ class RecordingWriter:
                 raise _refused(self.directory, message, "give each run a directory of its own")
             part = self.directory / f"{MANIFEST}{OPEN_SUFFIX}"
             write_whole(part, (canonical_line(manifest) + "\n").encode("ascii"))
-            self._findings = CountedAppender(self.directory / FINDINGS)
-            self._stops = CountedAppender(self.directory / STOPS)
+            self._findings = CountedAppender(self.directory / FINDINGS, self._cipher)
+            self._stops = CountedAppender(self.directory / STOPS, self._cipher)
             self._seals = LineAppender(self.directory / SEALS)
             with suppress(OSError):  # of a file system that knows no locks
                 self._seals.lock()

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem, RecordingError
 from nae_monitor.recording import canonical_line, finding_from_json, finding_to_json
+from nae_monitor.recording.encryption import PLAIN, Cipher
 from nae_monitor.recording.sealing import (
     FINDINGS,
     MANIFEST,
@@ -65,14 +66,16 @@ class Journal:
     Args:
         run: the run's directory; made if missing.
         plan: everything that the outcome depends on, JSON-able.
+        cipher: how the parts stand on the disk.
 
     Raises:
         ConfigurationError: the directory holds something else than this replay broken off, or
             another process is at it, or it cannot be written.
     """
 
-    def __init__(self, run: Path, plan: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, plan: Mapping[str, Any], cipher: Cipher = PLAIN) -> None:
         self._run = run
+        self._cipher = cipher
         self._directory = run / DIRECTORY
         self._lock = FileLock(self._directory / "lock", timeout=0)
         try:
@@ -101,6 +104,8 @@ class Journal:
                 sync_directory(self._directory)
             self._parts = _whole_parts(self._directory / JUDGED)
             self._kept = _lines(self._directory / JUDGED)
+            self._told = 0  # of the parts done before
+            self._written = self._parts
             self._file = LineAppender(self._directory / JUDGED)
         except BaseException:
             self._lock.release()
@@ -129,14 +134,17 @@ class Journal:
         line = next(self._kept, None)
         if line is None:
             return None
-        where = str(self._directory / JUDGED)
-        return part_from_text(line[65:].decode("ascii"), where)  # checked at the start
+        number, self._told = self._told, self._told + 1
+        where = f"{self._directory / JUDGED}:{number + 1}"
+        text = line[65:].decode("ascii")  # checked at the start
+        return part_from_text(self._cipher.open_line(JUDGED, number, text, where), where)
 
     def keep(self, part: Sequence[Judged]) -> None:
         """Take a further part. Raises OSError: the next start does it again."""
-        line = part_to_text(part)
+        line = self._cipher.line(JUDGED, self._written, part_to_text(part))
         digest = hashlib.sha256(line.encode("ascii")).hexdigest()
         self._file.append([f"{digest} {line}"], sync=True)
+        self._written += 1
 
     def close(self) -> None:
         """Leave everything for a later start."""

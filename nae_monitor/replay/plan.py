@@ -22,6 +22,7 @@ _OF_ONE_WRITER = (
     "hmac_key_id",
     "content",
     "stops_recorded",  # of format 2
+    "encryption",
 )
 
 
@@ -104,9 +105,20 @@ def new_recording(
         hmac_key=hmac_key,
         # The same replay is the same bytes, whenever it is made and however long it takes.
         rotate_s=math.inf,
-        created_unix_ns=max(_created_unix_ns(recording) for recording in recordings),
+        created_unix_ns=newest_unix_ns(recordings),
+        encrypted=is_encrypted(recordings),
         judged_is_filtered=True,
     )
+
+
+def newest_unix_ns(recordings: Sequence[Recording]) -> int:
+    """When the newest of them was begun; nanoseconds since 1970, 0 where none says so."""
+    return max(_created_unix_ns(recording) for recording in recordings)
+
+
+def is_encrypted(recordings: Sequence[Recording]) -> bool:
+    """Whether one of them is: what is made of them is encrypted, too."""
+    return any(recording.encrypted for recording in recordings)
 
 
 def _created_unix_ns(recording: Recording) -> int:

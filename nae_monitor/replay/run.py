@@ -19,6 +19,7 @@ from nae_monitor.recording import (
     finding_sort_key,
     open_recordings,
 )
+from nae_monitor.recording.encryption import PLAIN, writing_cipher
 from nae_monitor.recording.privacy import Content, ContentFilter
 from nae_monitor.records import Activation, Finding, VerdictState
 from nae_monitor.replay.alerts import ReplayedAlerts
@@ -31,7 +32,9 @@ from nae_monitor.replay.kept import NOT_RECORDED, NOT_SELECTED, KeptRows
 from nae_monitor.replay.outcome import OfRequest, ReplayRun
 from nae_monitor.replay.plan import (
     common_content,
+    is_encrypted,
     new_recording,
+    newest_unix_ns,
     refuse_mismatch,
     resume_plan,
     stops_lost,
@@ -73,6 +76,8 @@ def replay(
     "live" a recording judged by its own rules gives its own findings, byte for byte; with
     "missing" rows that were dropped live are looked at after all, which can only add findings.
 
+    Where a recording is encrypted, so is the run.
+
     Called again after it was broken off, however that was, it goes on where it had come to, and
     the run is the same, byte for byte, as one made at once.
 
@@ -101,7 +106,8 @@ def replay(
             every alert that the findings would have led to, sent or held back.
 
     Raises:
-        RecordingError: a recording that is damaged, or of another model, layer or width.
+        RecordingError: a recording that is damaged, encrypted with a key that is not at hand, or
+            of another model, layer or width.
         ConfigurationError: the run directory cannot be written.
         EngineError: the decoder failed on five batches in a row.
     """
@@ -113,9 +119,11 @@ def replay(
     content = content or common_content(recordings)
     shown = ContentFilter(content, hmac_key)
     facts = {**(manifest or {}), **({} if where is None else {"where": where})}
-    options = [mode, batch_size, part_rows, content, shown.key_id, model]
+    encrypted = is_encrypted(recordings)
+    cipher = writing_cipher(newest_unix_ns(recordings)) if encrypted else PLAIN
+    options = [mode, batch_size, part_rows, content, shown.key_id, model, cipher.described]
     plan = resume_plan(recordings, decoder, facts, options, identity or {})
-    journal = Journal(Path(run_directory), plan)
+    journal = Journal(Path(run_directory), plan, cipher)
     try:
         rows = RowDecoder(decoder, mode, max(1, batch_size), health)
         work = _Replay(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -24,11 +26,33 @@ from nae_monitor.records import (
 D_MODEL = 4
 
 
-def write_turns(path: Path, *, requests: int = 5, rows: int = 3, text: str = "text") -> Path:
-    """Closed; every text in it is ``text``."""
-    with RecordingWriter(
-        path, manifest={"layer": 3}, d_model=D_MODEL, content="full", rotate_rows=4
-    ) as writer:
+@contextmanager
+def abandoning(writer: RecordingWriter) -> Iterator[None]:
+    yield
+    writer.abandon()
+
+
+def write_turns(
+    path: Path,
+    *,
+    requests: int = 5,
+    rows: int = 3,
+    text: str = "text",
+    encrypted: bool = False,
+    close: bool = True,
+    created_unix_ns: int = 1,
+) -> Path:
+    """Every text in it is ``text``; not ``close``: as after a crash behind the last whole file."""
+    writer = RecordingWriter(
+        path,
+        manifest={"layer": 3},
+        d_model=D_MODEL,
+        content="full",
+        rotate_rows=4,
+        encrypted=encrypted,
+        created_unix_ns=created_unix_ns,
+    )
+    with closing(writer) if close else abandoning(writer):
         for number in range(requests):
             one = Request(f"r{number}", f"g{number}", "m", None, f"t{number % 2}")
             for position in range(rows):

@@ -173,6 +173,7 @@ def write_demo_run(
     content: str = "full",
     extra: Sequence[tuple[str, str]] = (),
     every: int = 3,
+    encrypted: bool = False,
 ) -> None:
     """Write ``conversations`` plus ``extra`` (question, answer) as one closed recording."""
     rng = random.Random(seed)
@@ -187,6 +188,7 @@ def write_demo_run(
         },
         d_model=D_MODEL,
         content=content,
+        encrypted=encrypted,
         hmac_key=b"key",  # type: ignore[arg-type]
     ) as writer:
         for number in range(conversations + len(extra)):

@@ -14,6 +14,7 @@ from replay_scenario import WordJudge, replayed
 
 from nae_monitor.errors import ConfigurationError, EngineError
 from nae_monitor.recording import Recording, RecordingWriter
+from nae_monitor.recording.encryption import KEY_BYTES, KEY_VARIABLE
 from nae_monitor.records import VerdictState
 
 HERE = Path(__file__).parent
@@ -180,6 +181,24 @@ def test_no_withheld_text_is_in_what_is_kept_on_the_way(live: Path, tmp_path: Pa
     replayed(live, run, content="hash", hmac_key=b"key")
     replayed(live, tmp_path / "whole", content="hash", hmac_key=b"key")
     assert files(run) == files(tmp_path / "whole")
+
+
+def test_the_replay_of_an_encrypted_recording_is_encrypted_on_the_way_and_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "ab" * KEY_BYTES)
+    live, run = tmp_path / "live", tmp_path / "run"
+    write_demo_run(live, conversations=4, every=4, encrypted=True)
+    with pytest.raises(KeyboardInterrupt):
+        replayed(live, run, fails={9: KeyboardInterrupt})
+    assert (run / ".resume" / "judged.jsonl").stat().st_size > 0
+    assert not any(b"about " in data or b"rule_name" in data for data in files(run).values())
+    replayed(live, run)
+    replayed(live, tmp_path / "whole")
+    assert files(run) == files(tmp_path / "whole")
+    assert not any(b"about " in data for data in files(run).values())
+    assert Recording.open(run).encrypted
+    assert list(Recording.open(run).findings())
 
 
 def test_files_that_no_run_made_are_left_alone(

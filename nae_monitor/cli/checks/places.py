@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nae_monitor.cli.checks.check import Check
+from nae_monitor.errors import ConfigurationError
 from nae_monitor.models import cache_directory
-from nae_monitor.settings import PrivacySettings, Settings
+from nae_monitor.recording.encryption import KEY_VARIABLE, writing_cipher
+from nae_monitor.settings import PrivacySettings, RecordSettings, Settings
 
 GIB = 1024**3
 LITTLE_BYTES = 2 * GIB
@@ -18,10 +20,11 @@ TOO_LITTLE_BYTES = GIB // 5
 
 
 def places(settings: Settings) -> Iterator[Check]:
-    """The model cache, the recording directory, and the privacy key."""
+    """The model cache, the recording directory, and the keys that encrypt and hash."""
     yield directory("cache", cache_directory())
     if settings.record.dir is not None:
         yield directory("recordings", Path(settings.record.dir))
+        yield _encryption(settings.record)
     yield _privacy(settings.privacy)
 
 
@@ -40,6 +43,17 @@ def directory(name: str, place: Path) -> Check:
     if free_bytes < LITTLE_BYTES:
         return Check(name, "warning", message, "free some space")
     return Check(name, "ok", message)
+
+
+def _encryption(record: RecordSettings) -> Check:
+    if not record.encrypt:
+        return Check("encryption", "ok", "recordings are not encrypted")
+    try:
+        writing_cipher(0)
+    except ConfigurationError as error:
+        (problem,) = error.problems
+        return Check("encryption", "fault", problem.message, problem.mend)
+    return Check("encryption", "ok", f"recordings are encrypted under {KEY_VARIABLE}")
 
 
 def _privacy(privacy: PrivacySettings) -> Check:
