@@ -2,7 +2,7 @@
 # make test      lint, types, tests                make bench   every benchmark, quickly
 # make test-live drills with a broker that is killed, replay on a Ray cluster; some minutes
 # make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
-# make bench-vllm   decode engines, vLLM among them (in .venv-vllm)
+# make bench-vllm   decode engines, vLLM among them, and what the monitor costs a vLLM server
 # make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
 #
 # A machine with a GPU whose own Python already has a CUDA build of torch keeps that torch;
@@ -92,7 +92,11 @@ bench: install
 	exit $$failed
 
 bench-vllm: $(VLLM_STAMP)
-	$(BIN)/python benchmarks/decode.py --vllm-python $(VLLM_BIN)/python
+	@failed=0
+	for script in decode overhead_vllm; do
+		$(BIN)/python benchmarks/$$script.py --vllm-python $(VLLM_BIN)/python || failed=1
+	done
+	exit $$failed
 
 # Of each property, coverage-guided; what breaks one lies under build/fuzz/.
 FUZZ_S ?= 60

@@ -1,0 +1,1 @@
+"""A server with and without the monitor: processes, clients, what they measure."""
