@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,10 @@ def worker(
     deadline_s: Annotated[
         float, typer.Option("--deadline-s", min=0, help="For what is left, once told to end.")
     ] = 10.0,
+    alive_file: Annotated[
+        Path | None,
+        typer.Option(help="Touched each second while the worker takes what comes, for probes."),
+    ] = None,
 ) -> None:
     """Decode, judge and alert for serving processes whose capture.placement is ipc or kafka.
 
@@ -36,7 +41,7 @@ def worker(
     quiet_libraries()
     from nae_monitor.placement.worker import open_worker
 
-    one = open_worker(settings, number=number, console=errors())
+    one = open_worker(settings, number=number, console=errors(), alive_file=alive_file)
 
     def end(signum: int, frame: object) -> None:
         signal.signal(signum, signal.SIG_DFL)

@@ -126,12 +126,18 @@ class Receiver:
 
     # -- the receiving thread -------------------------------------------------------------------
 
-    def run(self, turns: Turns, stopping: threading.Event) -> None:
+    def run(
+        self,
+        turns: Turns,
+        stopping: threading.Event,
+        beat: Callable[[], None],
+    ) -> None:
         """Receive until ``stopping`` is set, then say goodbye and close the socket."""
         self._turns = turns
         self._taking.set()
         try:
             while not stopping.is_set():
+                beat()
                 self._socket.poll(POLL_MS)
                 with self._circuit.guard():
                     self._step()

@@ -88,12 +88,18 @@ class TopicReceiver:
         """Read no further; offsets of what is worked off are still committed."""
         self._taking.clear()
 
-    def run(self, turns: Reception, stopping: threading.Event) -> None:
+    def run(
+        self,
+        turns: Reception,
+        stopping: threading.Event,
+        beat: Callable[[], None],
+    ) -> None:
         """Read until ``stopping`` is set, then commit and leave the group."""
         self._reception = turns
         self._taking.set()
         consumer: Any = None
         while not stopping.is_set():
+            beat()
             went_well = False
             with self._circuit.guard():
                 consumer = consumer or self._consumer()

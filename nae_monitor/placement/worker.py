@@ -21,6 +21,7 @@ from nae_monitor.placement.carrier import Captured
 from nae_monitor.placement.frame import Kind
 from nae_monitor.placement.orders import RaiseSampling, Scope
 from nae_monitor.placement.outpost import unfit_actions
+from nae_monitor.placement.pulse import Pulse
 from nae_monitor.placement.reception import Guest, Reception
 from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import Choice, RowBatch
@@ -45,8 +46,8 @@ class WayIn(Protocol):
         """Take no further frames; from any thread."""
         ...
 
-    def run(self, turns: Reception, stopping: threading.Event) -> None:
-        """Receive until ``stopping`` is set."""
+    def run(self, turns: Reception, stopping: threading.Event, beat: Callable[[], None]) -> None:
+        """Receive until ``stopping`` is set; call ``beat`` several times a second."""
         ...
 
     def close(self) -> None:
@@ -85,9 +86,10 @@ class Worker:
         special_token_ids: of the same, for recordings.
         number: which of the endpoints is this worker's, from 0.
         observer: sees every judged row.
+        alive_file: is touched each second while the worker takes what comes.
 
     Raises:
-        ConfigurationError: the endpoint is in use, or the recording cannot be opened.
+        ConfigurationError: the endpoint is in use, or a file cannot be written.
     """
 
     def __init__(
@@ -101,8 +103,10 @@ class Worker:
         special_token_ids: Sequence[int] = (),
         number: int = 0,
         observer: Observer | None = None,
+        alive_file: Path | None = None,
     ) -> None:
         self.health = health
+        self._pulse = Pulse(alive_file, health)
         self._settings = settings
         self._parts = parts
         self._sinks = sinks
@@ -130,7 +134,9 @@ class Worker:
             live.start(reload_s)
         closed = threading.Event()
         receiving = threading.Thread(
-            target=self._receiver.run, args=(self._reception, closed), name="nae-receiver"
+            target=self._receiver.run,
+            args=(self._reception, closed, self._pulse.beat),
+            name="nae-receiver",
         )
         receiving.start()
         try:
@@ -143,6 +149,7 @@ class Worker:
             done = self._pipeline.close(deadline_s * (1 - SINKS_SHARE))
             closed.set()
             receiving.join()
+            self._pulse.end()
             delivered = self._sinks.close(SINKS_SHARE * deadline_s)
         return done and delivered
 
@@ -204,13 +211,20 @@ def _refused_by_brokers(settings: Settings) -> list[Problem]:
     return unsafe or kafka_probe.problems_of(settings.activations.connection, PLACE)
 
 
-def open_worker(settings: Settings, *, number: int = 0, console: Console | None = None) -> Worker:
+def open_worker(
+    settings: Settings,
+    *,
+    number: int = 0,
+    console: Console | None = None,
+    alive_file: Path | None = None,
+) -> Worker:
     """A worker with everything that a configuration names.
 
     Args:
         settings: the whole configuration; its placement is ``ipc`` or ``kafka``.
         number: which of ``ipc.endpoints`` is this worker's, from 0.
         console: the console to print alerts on.
+        alive_file: is touched each second while the worker takes what comes.
 
     Raises:
         ConfigurationError: every problem of the configuration, the rules, the checkpoints, the
@@ -241,6 +255,7 @@ def open_worker(settings: Settings, *, number: int = 0, console: Console | None 
             text=TokenText(tokenizer),
             special_token_ids=sorted(tokenizer.all_special_ids),
             number=number,
+            alive_file=alive_file,
         )
     except ConfigurationError:
         if sinks is not None:

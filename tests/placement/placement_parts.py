@@ -129,12 +129,14 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def make_worker(settings: Settings, number: int = 0, decoder: Any = None) -> Worker:
+def make_worker(settings: Settings, number: int = 0, decoder: Any = None, **options: Any) -> Worker:
     health = Health()
     rules = load_rules(settings.detect.rules)
     parts = Parts(decoder or FakeDecoder(D_MODEL, LAYER), rules, Judge(rules, None, health))
     sinks = build_sinks(settings.alert, settings.privacy, health)
-    return Worker(settings, parts, sinks, health, text=TokenText(Letters()), number=number)
+    return Worker(
+        settings, parts, sinks, health, text=TokenText(Letters()), number=number, **options
+    )
 
 
 def _main(settings: Settings, number: int, decode_s: float, counters: str) -> None:
