@@ -162,4 +162,5 @@ class Health:
                 if name.startswith("dropped.")
             },
             excluded_tokens=ledger["tokens.excluded"],
+            reused_tokens=ledger["tokens.reused"],
         )

@@ -171,7 +171,7 @@ class Decoding:
     tokens: int  # generated tokens
     seconds: float  # share of the batch's wall time
     support: float | None = None  # recurrence over resamples and neighbours, 0..1
-    reused: bool = False
+    reused: bool = False  # made for another row; tokens and seconds are then 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +233,7 @@ class Evidence:
     transcript: Transcript
     fve: float | None
     cosine: float | None
+    reused: bool = False  # the explanation was made for another row
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,7 @@ class Coverage:
     cached_tokens: int
     dropped_tokens: Mapping[str, int]  # by reason
     excluded_tokens: int = 0  # seen, but outside the configured phases or too early
+    reused_tokens: int = 0  # judged on a decoding made for another row; not among decoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,35 @@ class ScreenSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Decodings that are used again, within one tenant; see :mod:`nae_monitor.decode.cache`."""
+
+    prefix: bool = True  # for a row after the same tokens
+    near_cosine: float | None = None  # for a row at least so near to a decoded one; none: never
+    entries: int = 4096
+    limit_bytes: int = 64 * 1024 * 1024
+    max_age_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.near_cosine is not None and not 0.9 <= self.near_cosine <= 1:
+            raise ValueError("near_cosine is 0.9 to 1; leave it out to reuse no near rows")
+        if self.entries < 1 or self.limit_bytes < 1 or self.max_age_s <= 0:
+            raise ValueError("entries, limit_bytes and max_age_s are above 0")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is used again."""
+        return self.prefix or self.near_cosine is not None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What is decoded at all of the rows that were bought."""
+
+    cache: CacheSettings = field(default_factory=CacheSettings)
+
+
+@dataclass(frozen=True, slots=True)
 class VllmSettings:
     """The plugin of integrations/vllm."""
 
@@ -213,6 +242,7 @@ class Settings:
     nla: NlaSettings = field(default_factory=NlaSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     screen: ScreenSettings = field(default_factory=ScreenSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
     detect: DetectSettings = field(default_factory=DetectSettings)
     alert: AlertSettings = field(default_factory=AlertSettings)
     record: RecordSettings = field(default_factory=RecordSettings)

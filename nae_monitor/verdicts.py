@@ -115,4 +115,5 @@ def _summed(parts: Sequence[Coverage]) -> Coverage:
         cached_tokens=sum(p.cached_tokens for p in parts),
         dropped_tokens=dropped,
         excluded_tokens=sum(p.excluded_tokens for p in parts),
+        reused_tokens=sum(p.reused_tokens for p in parts),
     )

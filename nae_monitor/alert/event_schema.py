@@ -132,6 +132,7 @@ def _evidence() -> dict[str, Any]:
         **dict.fromkeys(("token", "explanation", "prompt", "output"), _CONTENT),
         "fve": {"type": "number", "description": "Fraction of variance explained; absent: unknown"},
         "cosine": _NUMBER,
+        "reused": {"const": True, "description": "The explanation was made for another token."},
         "support": _NUMBER,
         "support_state": _SUPPORT_STATE,
         "support_seconds": _NUMBER,

@@ -108,6 +108,8 @@ def _evidence(evidence: Evidence, show: Show) -> dict[str, Any]:
     for name, number in (("fve", evidence.fve), ("cosine", evidence.cosine)):
         if finite(number) is not None:
             data[name] = number
+    if evidence.reused:
+        data["reused"] = True
     if finding.support_asked:
         data |= known(support_values(finding))
     data["matches"] = [_match(span, show) for span in finding.spans]

@@ -15,6 +15,12 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "dropped.": ("nae.tokens.dropped", "nae.reason", "Tokens dropped by reason"),
     "failed.": ("nae.failures", "nae.component", "Failures kept away from the host"),
     "actions.": ("nae.actions", "nae.outcome", "Rules' actions by kind and what came of them"),
+    "decode.cache.": (
+        "nae.decode.cache",
+        "nae.outcome",
+        "Rows looked up among decodings made before",
+    ),
+    "screen.": ("nae.screen", "nae.event", "Rows that waited for a budget and what came of them"),
     "ipc.": ("nae.ipc", "nae.event", "Frames and links between servers and workers"),
     "activations.": ("nae.activations", "nae.event", "Frames on the topic of activations"),
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),

@@ -122,6 +122,7 @@ def _evidence(evidence: Evidence, show: Callable[[str], str]) -> Evidence:
         Transcript(show(said.prompt or "") or None, show(said.output or "") or None),
         evidence.fve,
         evidence.cosine,
+        evidence.reused,
     )
 
 

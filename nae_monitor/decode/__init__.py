@@ -1,5 +1,6 @@
 """decode: the Natural Language Autoencoder, from checkpoint contract to measured explanations."""
 
+from nae_monitor.decode.cache import DecodeCache, Reuse
 from nae_monitor.decode.checkpoint import open_ar, open_av, open_pair, read_ar_contract
 from nae_monitor.decode.contract import (
     ArCheckpoint,
@@ -20,11 +21,13 @@ __all__ = [
     "ArContract",
     "AvCheckpoint",
     "AvContract",
+    "DecodeCache",
     "Decoder",
     "Fidelity",
     "FidelityReference",
     "Nla",
     "Reconstructor",
+    "Reuse",
     "VectorScreen",
     "Verbalizer",
     "check_vectors",

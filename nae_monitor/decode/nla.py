@@ -109,7 +109,7 @@ class Nla:
             temperature=temperature,
             seeds=seeds,
         )
-        return self._measured(vectors, decodings) if decodings else []
+        return self.measured(vectors, decodings) if decodings else []
 
     def cosines(self, vector: torch.Tensor, texts: Sequence[str]) -> list[float | None]:
         """Cosine(AR(text), h) of each text, h [d]; None where a text has no reconstruction."""
@@ -117,7 +117,8 @@ class Nla:
         figures = (measure(vector, row, None).cosine for row in rebuilt)
         return [None if c is None or not math.isfinite(c) else c for c in figures]
 
-    def _measured(self, vectors: torch.Tensor, decodings: list[Decoding]) -> list[Decoding]:
+    def measured(self, vectors: torch.Tensor, decodings: Sequence[Decoding]) -> list[Decoding]:
+        """The decodings with the fidelity that their texts have for ``vectors`` [n, d]."""
         started_s = time.perf_counter()
         rebuilt = self.reconstructor.reconstruct([d.text for d in decodings])
         figures = [measure(h, r, self.reference) for h, r in zip(vectors, rebuilt, strict=True)]

@@ -6,6 +6,7 @@
     serving threads     serving.py    screen, start a copy, offer to the queue; never wait
                         byte_queue    bounded in bytes
     background thread   worker.py     decode (decoding.py), judge; effects only through the gate
+                        reuse.py      rows that need no decode of their own
                         acting.py     what rules' actions ask for, as far as configured
     serving threads     patience.py   rows that wait for the budget; asked again before each take
     both                follow_ups.py what a hit buys; holds the neighbours of chosen rows

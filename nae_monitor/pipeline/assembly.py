@@ -117,7 +117,9 @@ def build_worker(given: Given, shared: Shared, outcomes: Outcomes, follow_ups: F
         health,
         queue=shared.queue,
         gate=shared.gate,
-        decoding=DecodeStage(given.decoder, health, shared.blindness, clock, expire_s),
+        decoding=DecodeStage(
+            given.decoder, health, shared.blindness, clock, expire_s, settings.decode.cache
+        ),
         judge=given.judge,
         outcomes=outcomes,
         follow_ups=follow_ups,

@@ -13,8 +13,10 @@ from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.pipeline.ports import Clock
+from nae_monitor.pipeline.reuse import Reusing
 from nae_monitor.pipeline.turn import Row
 from nae_monitor.records import Decoding
+from nae_monitor.settings import CacheSettings
 
 COMPONENT = "decode"
 
@@ -37,28 +39,36 @@ class DecodeStage:
         blindness: Blindness,
         clock: Clock,
         expire_s: float,
+        cache: CacheSettings,
     ) -> None:
         self._decoder = decoder
         self._health = health
         self._blindness = blindness
         self._clock = clock
         self._expire_s = expire_s
+        self._reusing = Reusing(cache, decoder, health, clock)
         self._circuit = Circuit(COMPONENT, health, clock)
 
     def decode(self, rows: Sequence[Row]) -> Decoded:
-        """Decode what is fresh and fit."""
+        """Decode what is in time and fit, and has no decoding yet that serves for it."""
         result = Decoded()
-        fit = self._fit(rows, result)
-        if fit and not self._circuit.allows():
-            result.dropped.extend((row, "decode_circuit_open") for row in fit)
-        else:
-            for group in (
-                [r for r in fit if r.seed is None],
-                [r for r in fit if r.seed is not None],
-            ):
-                if group:
-                    self._ask(group, result)
+        split = self._reusing.split(self._fit(rows, result))
+        result.decodings.extend(split.found)
+        self._make(split.fresh, result)
+        if split.later:  # what they wait for is made by now, if it could be made
+            again = self._reusing.split(split.later)
+            result.decodings.extend(again.found)
+            self._make([*again.fresh, *again.later], result)
         return result
+
+    def _make(self, rows: Sequence[Row], result: Decoded) -> None:
+        if rows and not self._circuit.allows():
+            result.dropped.extend((row, "decode_circuit_open") for row in rows)
+            return
+        plain = [row for row in rows if row.seed is None]
+        for group in (plain, [row for row in rows if row.seed is not None]):
+            if group:
+                self._ask(group, result)
 
     def _fit(self, rows: Sequence[Row], result: Decoded) -> list[Row]:
         now_s = self._clock()
@@ -104,4 +114,6 @@ class DecodeStage:
             self._blindness.failed(COMPONENT, why, rows[-1].activation.request)
         else:
             self._blindness.works(COMPONENT)
-            result.decodings.extend(zip(rows, decodings, strict=True))
+            made = list(zip(rows, decodings, strict=True))
+            self._reusing.keep(made)
+            result.decodings.extend(made)

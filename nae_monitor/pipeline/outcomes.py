@@ -90,9 +90,10 @@ class Outcomes:
         """Before the first row of this process."""
         self._recorder.begin()
 
-    def decoded(self, row: Row) -> None:
+    def decoded(self, row: Row, decoding: Decoding) -> None:
         """A row has its decoding."""
-        self._health.count("tokens.decoded", request_id=row.activation.request.request_id)
+        name = "tokens.reused" if decoding.reused else "tokens.decoded"
+        self._health.count(name, request_id=row.activation.request.request_id)
 
     def dropped(self, row: Row, reason: str) -> None:
         """A chosen row comes to nothing."""
@@ -136,6 +137,7 @@ class Outcomes:
                 transcript=transcript,
                 fve=decoding.fve,
                 cosine=decoding.cosine,
+                reused=decoding.reused,
             )
             self._send(self._unfinished(self._folder.add(finding, evidence, activation.request)))
 

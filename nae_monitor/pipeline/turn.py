@@ -97,6 +97,12 @@ class Turn:
         output = slice(max(0, start - prompt_tokens), max(0, end - prompt_tokens))
         return [*self.prompt_ids[start:end], *self.output_ids[output]]
 
+    def prefix_ids(self, position: int, token_id: int) -> list[int] | None:
+        """The tokens up to and including the one at ``position``; None where they are not known."""
+        ids = self._ids_between(0, position + 1)
+        known = self.text_known and len(ids) == position + 1 and ids[-1] == token_id
+        return ids if known else None
+
     def transcript(self, position: int) -> Transcript:
         """What had been said at ``position`` (tokens from 0)."""
         return transcript_at(self.prompt_text, self.output_texts(), len(self.prompt_ids), position)

@@ -112,8 +112,8 @@ class Worker:
     def _count_decoded(self, decoded: Decoded) -> None:
         with self._gate.passing() as open_:
             if open_:
-                for row, _ in decoded.decodings:
-                    self._outcomes.decoded(row)
+                for row, decoding in decoded.decodings:
+                    self._outcomes.decoded(row, decoding)
 
     def _judge_one(self, row: Row, decoding: Decoding) -> None:
         with self._gate.passing() as open_:  # a turn's text belongs to who holds the gate

@@ -29,7 +29,9 @@ from nae_monitor.records import (
 )
 from nae_monitor.settings import (
     BudgetSettings,
+    CacheSettings,
     CaptureSettings,
+    DecodeSettings,
     NlaSettings,
     PolicySettings,
     PrivacySettings,
@@ -163,6 +165,8 @@ class Bench:
             "nla": NlaSettings(batch_size=4),
             "capture": CaptureSettings(min_position=0),
             "screen": ScreenSettings(expire_s=60.0, budget=budget or BudgetSettings()),
+            # Benches hand in any rows behind the same tokens, and count what is decoded.
+            "decode": DecodeSettings(CacheSettings(prefix=False)),
             "privacy": PrivacySettings("full"),
             "policy": PolicySettings(),
             **changes,
