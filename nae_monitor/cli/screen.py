@@ -62,6 +62,13 @@ def build(
         TargetSettings().model
     ),
     frames: Annotated[int, typer.Option(min=1, help="Ordinary explanations to build on.")] = 40,
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="none, or ema:TOKENS or max:TOKENS: scores pooled over the last tokens; needs a "
+            "collection of consecutive positions."
+        ),
+    ] = "none",
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,9 +81,13 @@ def build(
     from nae_monitor.decode import load_nla
     from nae_monitor.models import resolve_nla, resolve_target
     from nae_monitor.models.nla import list_in_checksums
-    from nae_monitor.screen import write_directions
+    from nae_monitor.screen import Pool, write_directions
 
     quiet_libraries()
+    try:
+        pooling = Pool.parse(pool)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pool") from error
     train = read_collection(activations, ["train"])
     validation = read_collection(activations, ["validation"])
     ordinary = Ordinary.of(train)
@@ -88,6 +99,7 @@ def build(
         "backend": backend.value,
         "nla_id": nla.nla_id,
         "seed": seed,
+        "pool": pool,
         "ordinary_rows": [len(ordinary.fit), len(ordinary.scale)],
         "validation_auroc": {n: round(beaten.aurocs[n], 4) for n in beaten.kept},
         "random_auroc": round(beaten.chance, 4),
@@ -95,7 +107,12 @@ def build(
     try:
         kept = only(built, beaten.kept)
         made = directions_of(
-            kept, ordinary.scale, base_model=target, layer=nla.layer, provenance=provenance
+            kept,
+            ordinary.scale,
+            base_model=target,
+            layer=nla.layer,
+            provenance=provenance,
+            pool=pooling,
         )
     except ValueError as error:
         raise InputDataError(f"{activations}: makes no directions: {error}") from error

@@ -13,10 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from nae_monitor.concepts.build import Built
 from nae_monitor.concepts.rows import LabelledRows
-from nae_monitor.screen import Directions
+from nae_monitor.screen import Directions, Pool
 from nae_monitor.screen.directions import calibrated
 
 FIT_SHARE = 0.7  # of ordinary documents: their covariance; the others tell what scores mean
+MIN_FOLLOWING = 0.5  # of rows, to pool scores over tokens
 RANDOM_DIRECTIONS, RANDOM_QUANTILE = 200, 0.975
 
 
@@ -63,8 +64,17 @@ def directions_of(
     base_model: str,
     layer: int,
     provenance: Mapping[str, Any],
+    pool: Pool | None = None,
 ) -> Directions:
-    """The set, calibrated on ordinary rows that it was not fitted on."""
+    """The set, calibrated on ordinary rows that it was not fitted on.
+
+    Raises:
+        ValueError: a phase has too few rows; or scores are to be pooled, and most rows do not
+            follow one another.
+    """
+    runs = scale.runs
+    if pool is not None and np.mean(np.diff(runs) == 0) < MIN_FOLLOWING:
+        raise ValueError("its positions are not consecutive, so pooled scores mean nothing there")
     return calibrated(
         built.names,
         torch.from_numpy(built.weights),
@@ -73,6 +83,8 @@ def directions_of(
         base_model=base_model,
         layer=layer,
         provenance=provenance,
+        pool=pool,
+        runs=runs,
     )
 
 

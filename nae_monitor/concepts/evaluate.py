@@ -74,9 +74,8 @@ def evaluate(
 
 def conversation_scores(directions: Directions, rows: LabelledRows) -> NDArray[np.float64]:
     """The largest score of each document's rows [documents]."""
-    scores = directions.scores(torch.from_numpy(rows.unit), torch.from_numpy(rows.is_prompt)).amax(
-        1
-    )
+    unit, is_prompt = torch.from_numpy(rows.unit), torch.from_numpy(rows.is_prompt)
+    scores = directions.pooled_scores(unit, is_prompt, rows.runs).amax(1)
     _, numbers = np.unique(rows.documents, return_inverse=True)
     best = np.full(numbers.max(initial=-1) + 1, -np.inf)
     np.maximum.at(best, numbers, scores.double().numpy())

@@ -25,6 +25,7 @@ class LabelledRows:
     kinds: NDArray[np.str_]  # [n]
     hostile: NDArray[np.bool_]  # [n]: the document's kind is one of those that ask for harm
     is_prompt: NDArray[np.bool_]  # [n]
+    positions: NDArray[np.int64] | None = None  # [n], tokens from 0, ascending in a document
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -39,7 +40,16 @@ class LabelledRows:
         return LabelledRows(
             self.unit[wanted], self.documents[wanted], self.kinds[wanted],
             self.hostile[wanted], self.is_prompt[wanted],
+            None if self.positions is None else self.positions[wanted],
         )  # fmt: skip
+
+    @property
+    def runs(self) -> NDArray[np.int64]:
+        """A number a row [n]: rows of one number follow one another, token by token."""
+        if self.positions is None:
+            return np.arange(len(self))
+        same = (np.diff(self.documents) == 0) & (np.diff(self.positions) == 1)
+        return np.concatenate([[0], np.cumsum(~same)])[: len(self)].astype(np.int64)
 
     def halves(self, share: float) -> tuple[LabelledRows, LabelledRows]:
         """The rows of the first ``share`` of the documents in their own order, and the others."""
@@ -72,10 +82,12 @@ def read_collection(directory: Path, splits: Sequence[str]) -> LabelledRows:
     _, documents = np.unique([str(row["digest"]) for row in rows], return_inverse=True)
     hostile = np.array([KINDS[kind].harmful for kind in kinds])
     is_prompt = np.array([row["phase"] == "prompt" for row in rows])
+    positions = np.array([row["position"] for row in rows], dtype=np.int64)
     return LabelledRows(
         every[usable] / norms[usable, None],
         documents[usable].astype(np.int64),
         kinds[usable],
         hostile[usable],
         is_prompt[usable],
+        positions[usable],
     )

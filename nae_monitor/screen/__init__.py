@@ -2,6 +2,7 @@
 
 from nae_monitor.screen.budget import DecodeBudget, Purchase, TokenBucket
 from nae_monitor.screen.directions import Directions, read_directions, write_directions
+from nae_monitor.screen.pooling import Pool
 from nae_monitor.screen.sampling import (
     Offers,
     PatientScreen,
@@ -19,6 +20,7 @@ __all__ = [
     "Directions",
     "Offers",
     "PatientScreen",
+    "Pool",
     "Purchase",
     "RaisableScreen",
     "SamplingScreen",

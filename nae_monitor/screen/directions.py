@@ -2,30 +2,34 @@
 
 The file is safetensors: one [d] vector a direction, under its own name, so that a rule's
 ``activation`` selection can name it too; ``calibration.PHASE`` [m, 2] and ``quantiles.PHASE``
-[q] beside them; and where they come from, as JSON in the metadata.
+[q] beside them; and where they come from, as JSON in the metadata. Where scores are pooled over
+tokens (format 2), ``pooled.PHASE`` [m, 2] tells what pooled scores mean, and the quantiles are
+theirs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.records import Phase
+from nae_monitor.screen.pooling import Pool, Scores
 
 FILE_NAME = "screen.safetensors"  # in the reconstructor's directory, where a pair ships one
-FORMAT_VERSION = "1"
+FORMAT_VERSION, POOLED_FORMAT_VERSION = "1", "2"
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_DIRECTIONS = 4_096
-CALIBRATION, QUANTILES = "calibration.", "quantiles."
+CALIBRATION, QUANTILES, POOLED = "calibration.", "quantiles.", "pooled."
 # Shares of ordinary rows, from half of them to one in ten thousand.
 SHARES = tuple(float(share) for share in np.geomspace(0.5, 1e-4, 64))
 SCALED = (Phase.PROMPT, Phase.COMPLETION)
@@ -43,6 +47,7 @@ class PhaseScale:
     means: torch.Tensor  # [m]
     deviations: torch.Tensor  # [m], above 0
     largest: torch.Tensor  # [len(SHARES)]: the score that this share of rows reaches, ascending
+    pooled: torch.Tensor | None = None  # [m, 2]: means and deviations (above 0) of pooled scores
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,6 +60,7 @@ class Directions:
     base_model: str
     layer: int
     provenance: Mapping[str, Any]
+    pool: Pool | None = None  # None: a row is judged by its own scores
 
     @property
     def d_model(self) -> int:
@@ -64,13 +70,12 @@ class Directions:
     def to(self, device: torch.device) -> Directions:
         """The same on another device."""
         scales = {
-            phase: PhaseScale(*(t.to(device) for t in (s.means, s.deviations, s.largest)))
-            for phase, s in self.scales.items()
+            phase: replace(
+                scale, means=scale.means.to(device), deviations=scale.deviations.to(device)
+            )
+            for phase, scale in self.scales.items()
         }
-        return Directions(
-            self.names, self.weights.to(device), scales, self.base_model, self.layer,
-            self.provenance,
-        )  # fmt: skip
+        return replace(self, weights=self.weights.to(device), scales=scales)
 
     def scores(self, rows: torch.Tensor, is_prompt: torch.Tensor) -> torch.Tensor:
         """How far each row lies along each direction, in deviations of ordinary rows [n, m].
@@ -85,6 +90,33 @@ class Directions:
         at = is_prompt[:, None]
         means = torch.where(at, prompt.means, completion.means)
         return (raw - means) / torch.where(at, prompt.deviations, completion.deviations)
+
+    def rescaled(self, pooled: Scores, is_prompt: NDArray[np.bool_]) -> Scores:
+        """Pooled scores [n, m] in deviations of pooled ordinary scores."""
+        found = np.empty_like(pooled)
+        for phase, wanted in ((Phase.PROMPT, is_prompt), (Phase.COMPLETION, ~is_prompt)):
+            table = self.scales[phase].pooled
+            if table is None:
+                raise ValueError("the directions have no scale of pooled scores")
+            means, deviations = table.numpy().T
+            found[wanted] = (pooled[wanted] - means) / deviations
+        return found
+
+    def pooled_scores(
+        self, rows: torch.Tensor, is_prompt: torch.Tensor, runs: NDArray[np.int64]
+    ) -> torch.Tensor:
+        """As :meth:`scores`, pooled where the directions say so.
+
+        Args:
+            rows: [n, d].
+            is_prompt: [n] bool.
+            runs: [n]: rows of one number stand together and follow one another.
+        """
+        found = self.scores(rows, is_prompt)
+        if self.pool is None:
+            return found
+        pooled = _pooled(self.pool, found.cpu().numpy(), runs)
+        return torch.from_numpy(self.rescaled(pooled, is_prompt.cpu().numpy()))
 
     def threshold(self, phase: Phase, share: float) -> float:
         """The largest score that about ``share`` of ordinary rows of a phase reach or pass.
@@ -126,13 +158,17 @@ def write_directions(path: Path, directions: Directions) -> None:
     for phase, scale in directions.scales.items():
         tensors[CALIBRATION + phase] = torch.stack([scale.means, scale.deviations], 1).contiguous()
         tensors[QUANTILES + phase] = scale.largest
-    told = {
+        if scale.pooled is not None:
+            tensors[POOLED + phase] = scale.pooled.contiguous()
+    told: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "names": directions.names,
         "base_model": directions.base_model,
         "layer": directions.layer,
         "provenance": dict(directions.provenance),
     }
+    if directions.pool is not None:
+        told |= {"format": POOLED_FORMAT_VERSION, "pool": str(directions.pool)}
     path.write_bytes(save(tensors, {"screen": json.dumps(told, sort_keys=True)}))
 
 
@@ -145,8 +181,13 @@ def calibrated(
     base_model: str,
     layer: int,
     provenance: Mapping[str, Any],
+    pool: Pool | None = None,
+    runs: NDArray[np.int64] | None = None,
 ) -> Directions:
     """Directions [m, d] with the scales of ordinary rows [n, d], each phase for itself.
+
+    Where scores are pooled, ``runs`` [n] tells which rows follow one another; see
+    :meth:`Directions.pooled_scores`.
 
     Raises:
         ValueError: a phase has too few rows to tell its smallest share by.
@@ -160,14 +201,47 @@ def calibrated(
             raise ValueError(f"no ordinary rows of the {phase}")
         means, deviations = raw.mean(0), raw.std(0).clamp_min(1e-9)
         best = ((raw - means) / deviations).amax(1)
-        cuts = torch.tensor([1 - share for share in SHARES], dtype=torch.float32)
-        scales[phase] = PhaseScale(means, deviations, torch.quantile(best, cuts))
-    return Directions(tuple(names), weights, scales, base_model, layer, provenance)
+        scales[phase] = PhaseScale(means, deviations, torch.quantile(best, _CUTS))
+    found = Directions(tuple(names), weights, scales, base_model, layer, provenance)
+    if pool is None:
+        return found
+    if runs is None:
+        raise ValueError("pooled scores cannot be calibrated on rows without their order")
+    scores = _pooled(pool, found.scores(rows, is_prompt).numpy(), runs)
+    return replace(found, pool=pool, scales=_pooled_scales(scales, scores, is_prompt.numpy()))
+
+
+_CUTS = torch.tensor([1 - share for share in SHARES], dtype=torch.float32)
+
+
+def _pooled_scales(
+    scales: Mapping[Phase, PhaseScale], scores: Scores, is_prompt: NDArray[np.bool_]
+) -> dict[Phase, PhaseScale]:
+    found = {}
+    for phase, wanted in ((Phase.PROMPT, is_prompt), (Phase.COMPLETION, ~is_prompt)):
+        mine = torch.from_numpy(scores[wanted])
+        means, deviations = mine.mean(0), mine.std(0).clamp_min(1e-9)
+        best = ((mine - means) / deviations).amax(1)
+        table = torch.stack([means, deviations], 1)
+        found[phase] = replace(scales[phase], largest=torch.quantile(best, _CUTS), pooled=table)
+    return found
+
+
+def _pooled(pool: Pool, scores: Scores, runs: NDArray[np.int64]) -> Scores:
+    """Scores [n, m] pooled within each run."""
+    parts = np.split(scores, np.flatnonzero(np.diff(runs) != 0) + 1)
+    return np.concatenate(
+        [pool.run(part, pool.start(part.shape[1]))[0] for part in parts if len(part)]
+    )
 
 
 def _directions(told: Any, tensors: Mapping[str, torch.Tensor]) -> Directions:
-    if not isinstance(told, dict) or told.get("format") != FORMAT_VERSION:
-        raise ValueError(f"its metadata is not that of format {FORMAT_VERSION}")
+    known = (FORMAT_VERSION, POOLED_FORMAT_VERSION)
+    if not isinstance(told, dict) or told.get("format") not in known:
+        raise ValueError(f"its metadata is not that of format {' or '.join(known)}")
+    pool = None
+    if told["format"] == POOLED_FORMAT_VERSION:
+        pool = Pool.parse(str(told.get("pool")))
     names, provenance = told.get("names"), told.get("provenance")
     if not isinstance(names, list) or not 1 <= len(names) <= MAX_DIRECTIONS:
         raise ValueError("it names no directions, or too many")
@@ -179,16 +253,18 @@ def _directions(told: Any, tensors: Mapping[str, torch.Tensor]) -> Directions:
     if len(width) != 1 or any(tensors[name].shape != width for name in names):
         raise ValueError("its directions are not vectors of one width")
     weights = torch.stack([tensors[name].to(torch.float32) for name in names])
-    scales = {phase: _scale(tensors, phase, len(names)) for phase in SCALED}
+    scales = {phase: _scale(tensors, phase, len(names), pool) for phase in SCALED}
     if not torch.allclose(weights.norm(dim=-1), torch.ones(len(names)), atol=1e-4):
         raise ValueError("a direction is not of length 1")
     return Directions(
         tuple(names), weights, scales, told["base_model"], told["layer"],
-        provenance if isinstance(provenance, dict) else {},
+        provenance if isinstance(provenance, dict) else {}, pool,
     )  # fmt: skip
 
 
-def _scale(tensors: Mapping[str, torch.Tensor], phase: Phase, count: int) -> PhaseScale:
+def _scale(
+    tensors: Mapping[str, torch.Tensor], phase: Phase, count: int, pool: Pool | None
+) -> PhaseScale:
     table, largest = tensors.get(CALIBRATION + phase), tensors.get(QUANTILES + phase)
     if table is None or table.shape != (count, 2) or not torch.isfinite(table).all():
         raise ValueError(f"its calibration of the {phase} is not [{count}, 2] finite numbers")
@@ -197,4 +273,13 @@ def _scale(tensors: Mapping[str, torch.Tensor], phase: Phase, count: int) -> Pha
     if (table[:, 1] <= 0).any() or (largest.diff() < 0).any():
         raise ValueError(f"its scale of the {phase} is out of order")
     means, deviations = table.to(torch.float32).unbind(1)
-    return PhaseScale(means, deviations, largest.to(torch.float32))
+    pooled = tensors.get(POOLED + phase) if pool is not None else None
+    if pool is not None and (
+        pooled is None
+        or pooled.shape != (count, 2)
+        or not torch.isfinite(pooled).all()
+        or (pooled[:, 1] <= 0).any()
+    ):
+        raise ValueError(f"its scale of pooled scores of the {phase} is not [{count}, 2] numbers")
+    pooled = None if pooled is None else pooled.to(torch.float32)
+    return PhaseScale(means, deviations, largest.to(torch.float32), pooled)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nae_monitor.records import Choice, Phase, RowBatch, SampleReason
 from nae_monitor.screen.budget import Clock
 from nae_monitor.screen.directions import Directions, scale_of
+from nae_monitor.screen.pooling import ScorePool
 from nae_monitor.screen.sampling import Offers, SamplingScreen
 from nae_monitor.settings import ScreenSettings
 
@@ -46,11 +47,13 @@ class ScoredScreen(SamplingScreen):
         # The reserve is a share of all tokens: as large as it is of the decodes that are bought.
         self._random_rate = settings.random_share * settings.decode_share
         self._directions = directions
+        pool = directions.pool
+        self._pool = None if pool is None else ScorePool(pool, len(directions.names))
         self._thresholds = {p: directions.threshold(p, settings.decode_share) for p in Phase}
 
     def choose(self, batch: RowBatch) -> list[Choice]:
         """See :class:`Screen`; each choice carries the row's largest scores."""
-        scores = self.scores(batch)
+        scores = self._pooled(batch, self.scores(batch))
         preferred, _ = self._standing_out(batch, scores)
         return [self._told(choice, scores) for choice in self._choose(batch, preferred)]
 
@@ -59,7 +62,7 @@ class ScoredScreen(SamplingScreen):
 
         Of a request no more of them are told than it may still have.
         """
-        scores = self.scores(batch)
+        scores = self._pooled(batch, self.scores(batch))
         preferred, largest = self._standing_out(batch, scores)
         bought = self._choose(batch, preferred[:0])
         taken = {choice.row for choice in bought}
@@ -88,7 +91,7 @@ class ScoredScreen(SamplingScreen):
         return over[np.argsort(-largest[over], kind="stable")], largest
 
     def scores(self, batch: RowBatch) -> NDArray[np.float32]:
-        """The score of every row along every direction [n, m], on the CPU."""
+        """The score of every row along every direction [n, m], on the CPU; not pooled."""
         rows = batch.vectors
         if self._directions.weights.device != rows.device:
             self._directions = self._directions.to(rows.device)
@@ -97,6 +100,17 @@ class ScoredScreen(SamplingScreen):
         with torch.inference_mode():
             found: NDArray[np.float32] = self._directions.scores(rows, prompt).cpu().numpy()
         return found
+
+    def _pooled(self, batch: RowBatch, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._pool is None:
+            return scores
+        read = np.array([scale_of(phase) is Phase.PROMPT for phase in batch.phases], dtype=bool)
+        return self._directions.rescaled(self._pool.pooled(batch, scores), read)
+
+    def _renew(self) -> None:
+        super()._renew()
+        if (pool := getattr(self, "_pool", None)) is not None:  # not there yet while it is made
+            pool.renew()
 
     def _candidates(
         self, preferred: NDArray[np.int64], at_random: NDArray[np.bool_]
