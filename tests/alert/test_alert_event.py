@@ -149,3 +149,9 @@ def test_support_is_told_as_measured_unknown_or_not_at_all() -> None:
     assert told(support_asked=True) == {"support_state": "unknown"}
     assert told(support=float("nan"), support_asked=True) == {"support_state": "unknown"}
     assert told() == {}
+
+
+def test_evidence_that_was_made_for_another_row_says_so() -> None:
+    own, other = make_evidence(), replace(make_evidence(), reused=True)
+    data = event_of(make_alert(evidence=(own, other))).data
+    assert [one["data"].get("reused") for one in data["evidences"]] == [None, True]
