@@ -43,6 +43,9 @@ class NlaSettings:
     ar: str = EMBEDDED_AR
     engine: str = "torch"  # torch | vllm:URL | sglang:URL
     batch_size: int = 16
+    # Texts that the reconstructor reads at once. None: batch_size on CUDA; on the CPU 1, so that no
+    # bit of a text's figures depends on which others were read beside it.
+    ar_batch_size: int | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0  # 0: greedy
     seed: int = 0
@@ -55,8 +58,8 @@ class NlaSettings:
             raise ValueError(f"engine is {self.engine!r}; use torch, vllm:URL or sglang:URL")
         if self.batch_size < 1 or self.max_new_tokens < 1 or self.temperature < 0:
             raise ValueError("batch_size and max_new_tokens are at least 1, temperature at least 0")
-        if self.timeout_s <= 0:
-            raise ValueError("timeout_s must be above 0")
+        if self.timeout_s <= 0 or (self.ar_batch_size is not None and self.ar_batch_size < 1):
+            raise ValueError("timeout_s is above 0, ar_batch_size at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,8 @@ def load_nla(
         torch.float32 if on_cpu else (c.source.config.dtype or torch.float32) for c in (av, ar)
     )
     verbalizer = load_verbalizer(av, settings, dtype=av_dtype, device=device)
-    reconstructor = load_reconstructor(
-        ar, batch_size=1 if on_cpu else settings.batch_size, dtype=ar_dtype, device=device
-    )
+    ar_batch_size = settings.ar_batch_size or (1 if on_cpu else settings.batch_size)
+    reconstructor = load_reconstructor(ar, batch_size=ar_batch_size, dtype=ar_dtype, device=device)
     return Nla(verbalizer, reconstructor, ar.reference, settings)
 
 
