@@ -1,6 +1,7 @@
 # make install   the environment in .venv          make demo    the whole pipeline, with a report
 # make test      lint, types, tests                make bench   every benchmark, quickly
-# make test-live drills with a broker that is killed, replay on a Ray cluster; some minutes
+# make test-live drills with a broker that is killed, transformers serve, replay on a Ray cluster;
+#                some minutes
 # make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
 # make bench-vllm   decode engines, vLLM among them, and what the monitor costs a vLLM server
 # make fuzz      hostile rules and texts, FUZZ_S=60 seconds of each kind
@@ -78,8 +79,8 @@ test-vllm: $(VLLM_STAMP)
 	$(VLLM_BIN)/python -m pytest -q tests/live/vllm tests/integrations/vllm
 
 test-live: install
-	@$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest tests/live/delivery tests/live/test_live_ray.py
+	@$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[ray]' 'transformers[serving]'
+	$(BIN)/python -m pytest tests/live/delivery tests/live/serve tests/live/test_live_ray.py
 
 # Every script runs, whatever the one before it came to; the exit code says whether all claims hold.
 bench: install
