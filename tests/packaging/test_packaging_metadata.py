@@ -64,7 +64,7 @@ def test_the_package_list_is_that_of_the_folders() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    declared = set(requirements("train", "otlp", "remote", "ray", "ipc"))
+    declared = set(requirements("train", "otlp", "remote", "ray", "ipc", "encryption"))
     assert imported_distributions(ROOT / "nae_monitor") - declared == set()
 
 
@@ -95,7 +95,8 @@ def test_constraints_pin_what_is_declared_within_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", ["train", "otlp", "kafka", "broker", "ray", "sglang", "vllm", "fuzz", "dev"]
+    "extra",
+    ["train", "otlp", "kafka", "broker", "ray", "encryption", "sglang", "vllm", "fuzz", "dev"],
 )
 def test_the_extras_exist(extra: str) -> None:
     assert PROJECT["project"]["optional-dependencies"][extra]
