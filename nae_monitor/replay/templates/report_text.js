@@ -22,7 +22,8 @@ const svg = (name, attributes) => {
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   return node;
 };
-const number = (value) => value.toLocaleString("en");
+const COUNT = new Intl.NumberFormat("en"); // made once: making it is most of its cost
+const number = (value) => COUNT.format(value);
 const signed = (value) => value.toFixed(2).replace("-", "−");
 const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);

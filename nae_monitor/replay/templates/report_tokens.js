@@ -1,5 +1,6 @@
 const CLAMP_TOKENS = 700; // of a conversation that is shown in part at first
-const PIECE_TOKENS = 1500; // drawn at a time
+const FIRST_TOKENS = 1500; // drawn before the whole is asked for
+const PIECE_TOKENS = 400; // of a long text that are laid out together, or fewer, to end with a line
 const STRIP_ROWS = 2000; // in the strip above a conversation, beside those with a finding
 let direction = null; // the screen's direction that tokens are coloured by; null: their strongest
 
@@ -81,6 +82,13 @@ const written = (c, texts, first, byPosition, special, body) => {
   flush();
 };
 
+const pieceEnd = (texts, at) => {
+  const end = Math.min(texts.length, at + PIECE_TOKENS);
+  if (end === texts.length) return end;
+  for (let last = end; last > at + PIECE_TOKENS / 2; last--) if (texts[last - 1].endsWith("\n")) return last;
+  return end;
+};
+
 // A part of the conversation, and what draws the rest of it where it is long.
 const turn = (c, name, texts, first, rows, special) => {
   const box = el("div", "turnbox");
@@ -92,15 +100,17 @@ const turn = (c, name, texts, first, rows, special) => {
   }
   const byPosition = new Map(rows.map((row) => [row.p, row]));
   let at = 0;
-  const piece = (until) => {
-    for (; at < until && at < texts.length; at += PIECE_TOKENS) {
-      const part = el("span", "piece");
-      written(c, texts.slice(at, at + PIECE_TOKENS), first + at, byPosition, special, part);
+  const pieces = (until) => {
+    while (at < until && at < texts.length) {
+      const end = pieceEnd(texts, at);
+      const part = el("div", texts.length > PIECE_TOKENS ? "piece" : "");
+      written(c, texts.slice(at, end), first + at, byPosition, special, part);
       body.append(part);
+      at = end;
     }
   };
-  piece(PIECE_TOKENS);
-  return { box, more: at < texts.length ? () => piece(Infinity) : null };
+  pieces(FIRST_TOKENS);
+  return { box, more: at < texts.length ? () => pieces(Infinity) : null };
 };
 
 const strip = (c) => {
