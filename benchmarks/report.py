@@ -53,8 +53,8 @@ MAX_OPEN_S, MAX_ANSWER_S = Bound(2.0, at_most=True), Bound(0.5, at_most=True)
 MAX_BYTES_A_TOKEN = Bound(250, at_most=True)
 FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 PAINTED = (
-    "addEventListener('load', () => requestAnimationFrame(() => requestAnimationFrame("
-    "() => { window.paintedS = performance.now() / 1000; })))"
+    "window.painted = new Promise(done => addEventListener('load', () => requestAnimationFrame("
+    "() => requestAnimationFrame(() => done(performance.now() / 1000)))));"
 )
 SEARCH = (
     "async () => { const t = performance.now(); const f = document.getElementById('f-text');"
@@ -196,8 +196,7 @@ def measured(browser: Any, page_file: Path) -> dict[str, float]:
     try:
         window.add_init_script(PAINTED)
         window.goto(page_file.as_uri())
-        window.wait_for_function("window.paintedS")
-        found = {"open": window.evaluate("window.paintedS")}
+        found = {"open": window.evaluate("window.painted")}
         for name, script in (("unfold", UNFOLD), ("search", SEARCH), ("colour", COLOUR)):
             found[name] = window.evaluate(script)
     finally:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from nae_monitor.alert.wording import matched_words, words_range
 from nae_monitor.records import Finding, Span
+from nae_monitor.replay.report_said import Said
 
 MAX_EVIDENCE = 12  # spans of one finding that are shown
 # Unicode Standard Annex 9: marks, embeddings, overrides and isolates change the order on screen.
@@ -74,14 +76,18 @@ def elsewhere(finding: Finding, withheld: bool) -> tuple[str, ...]:
     )
 
 
-def evidence(finding: Finding, withheld: bool) -> list[list[str]]:
-    """What matched, each as selection, field, words and score; words and score may be empty."""
+def evidence(finding: Finding, said: Said, withheld: bool) -> list[list[Any]]:
+    """What matched, each as selection, field, words, score and where in the conversation.
+
+    Words and score may be empty; the first and the last token are None outside its text.
+    """
     told = (
         (
             span.selection,
             span.field,
             "" if withheld else matched_words(span.text),
             "" if span.score is None or not math.isfinite(span.score) else f"{span.score:.3g}",
+            said.tokens(span),
         )
         for span in finding.spans
     )

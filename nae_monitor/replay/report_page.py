@@ -18,6 +18,7 @@ from nae_monitor.replay.report_data import (
 )
 from nae_monitor.replay.report_fidelity import fidelity_bucket, score_steps
 from nae_monitor.replay.report_marks import evidence, explanation_spans, merged_ranges
+from nae_monitor.replay.report_said import Said, said_in
 from nae_monitor.replay.report_spend import why
 
 _MS = 1_000_000  # nanoseconds
@@ -53,6 +54,7 @@ class _Page:
             by_position[finding.position].append(finding)
         worst = conversation.worst
         first_ms, last_ms = _times_ms(conversation)
+        said = said_in(record)
         return {
             "id": conversation.request_id,
             "session": record.request.session_id if record else None,
@@ -69,11 +71,14 @@ class _Page:
             "output": record.output_token_texts if record else None,
             "special": special_positions(conversation, self.special),
             "rows": [
-                self.row(row, by_position.get(row["position"], ())) for row in conversation.rows
+                self.row(row, by_position.get(row["position"], ()), said)
+                for row in conversation.rows
             ],
         }
 
-    def row(self, row: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, Any]:
+    def row(
+        self, row: Mapping[str, Any], findings: Sequence[Finding], said: Said
+    ) -> dict[str, Any]:
         text = row["explanation"] or ""
         spans = [span for finding in findings for span in explanation_spans(finding)]
         worst = max((f for f in findings), key=_weight, default=None)
@@ -98,18 +103,20 @@ class _Page:
             ],
             "dropped": row["dropped_reason"],
             "mark": _mark(worst),
-            "findings": [self.finding(f) for f in sorted(findings, key=_weight, reverse=True)],
+            "findings": [
+                self.finding(f, said) for f in sorted(findings, key=_weight, reverse=True)
+            ],
         }
         return {name: value for name, value in values.items() if value not in (None, "", [])}
 
-    def finding(self, finding: Finding) -> dict[str, Any]:
+    def finding(self, finding: Finding, said: Said) -> dict[str, Any]:
         return {
             "title": finding.title,
             "rule": finding.rule_name,
             "version": finding.rule_version,
             "severity": finding.severity.value,
             "state": finding.state.value,
-            "evidence": evidence(finding, self.withheld),
+            "evidence": evidence(finding, said, self.withheld),
             "undecided": list(finding.undecided),
             "support": support_text(finding),
             "alert": self.alerts.anchors.get((finding.request_id, finding.rule_id), "")

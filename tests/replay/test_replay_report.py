@@ -16,9 +16,10 @@ from replay_demo_run import D_MODEL, write_demo_run
 from replay_report_page import HOSTILE, hostile_run, report
 
 from nae_monitor.errors import ConfigurationError, RecordingError
-from nae_monitor.recording import Recording, RecordingWriter
+from nae_monitor.recording import Recording, RecordingWriter, RequestRecord
 from nae_monitor.records import (
     Activation,
+    Coverage,
     Decoding,
     Finding,
     FindingState,
@@ -27,11 +28,13 @@ from nae_monitor.records import (
     SampleReason,
     Severity,
     Span,
+    VerdictState,
 )
 from nae_monitor.replay import write_report
 from nae_monitor.replay.report import script_json
 from nae_monitor.replay.report_fidelity import fidelity_bucket, histogram, score_steps
 from nae_monitor.replay.report_marks import marked, revealed
+from nae_monitor.replay.report_said import said_in
 
 
 def test_summary_and_alerts_stand_in_the_page_without_script(tmp_path: Path) -> None:
@@ -263,8 +266,8 @@ def test_what_matched_is_told_by_selection_without_the_punctuation_around_it(
     page = report(tmp_path / "run")
     (finding,) = json.loads(page.data)["conversations"][0]["rows"][0]["findings"]
     assert finding["evidence"] == [
-        ["theme", "explanation", 'harmful request, fraud: asks; prompt "how', ""],
-        ["said", "output", "yes", "91.2"],
+        ["theme", "explanation", 'harmful request, fraud: asks; prompt "how', "", None],
+        ["said", "output", "yes", "91.2", None],
     ]
     assert "also in output: yes" in page.text
 
@@ -300,3 +303,27 @@ def test_score_steps_ascend_and_lie_within_the_scores(scores: list[float]) -> No
     assert steps == sorted(set(steps))
     assert len(steps) <= 4
     assert all(min(scores) - 0.5 <= step <= max(scores) + 0.5 for step in steps)
+
+
+texts = st.lists(st.text(max_size=4), max_size=12)
+
+
+@given(texts, texts, st.data())
+def test_a_stretch_of_what_was_said_is_found_in_exactly_the_tokens_it_touches(
+    prompt: list[str], output: list[str], data: st.DataObject
+) -> None:
+    record = RequestRecord(
+        Request("r", "r", "m"), "", len(prompt), len(output), Coverage(0, 0, 0, 0, 0, 0, {}),
+        VerdictState.CLEAN, prompt_token_texts=tuple(prompt), output_token_texts=tuple(output),
+    )  # fmt: skip
+    name, part, first = data.draw(
+        st.sampled_from([("prompt", prompt, 0), ("output", output, len(prompt))])
+    )
+    owners = [first + n for n, text in enumerate(part) for _ in text]  # of each character
+    said = "".join(part)
+    start = data.draw(st.integers(0, max(0, len(said) - 1)))
+    end = data.draw(st.integers(start, len(said)))
+    found = said_in(record).tokens(Span("s", name, start, end, said[start:end]))
+    assert found == ((owners[start], owners[end - 1]) if end > start else None)
+    assert said_in(record).tokens(Span("s", name, start, end + 1, said[start:end] + "x")) is None
+    assert said_in(record).tokens(Span("s", "token", start, end, said[start:end])) is None

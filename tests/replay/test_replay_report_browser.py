@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from replay_demo_run import write_demo_run
 from replay_report_page import hostile_run, report
 
-from nae_monitor.recording import Recording
-from nae_monitor.records import FindingState
+from nae_monitor.recording import Recording, RecordingWriter, RequestRecord
+from nae_monitor.records import (
+    Activation,
+    Coverage,
+    Decoding,
+    Finding,
+    FindingState,
+    Phase,
+    Request,
+    SampleReason,
+    Severity,
+    Span,
+    VerdictState,
+)
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -149,6 +162,35 @@ def test_evidence_names_selection_and_words(page: Any) -> None:
     assert proof.locator("q").inner_text() in page.locator("#inspector .i-text mark").inner_text()
 
 
+def test_words_found_in_what_was_said_are_marked_there_while_pinned(
+    browser: Any, tmp_path: Path
+) -> None:
+    said = ["\n", "I", " write", " \u202e a", " key", "logger", " now"]
+    text = "".join(said)
+    start = text.index("a key")
+    span = Span("tool", "output", start, start + len("a keylog"), "a keylog")
+    request = Request("r1", "r1", "m")
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
+        row = Activation(
+            request, 5, 1, " key", Phase.COMPLETION, 3, torch.ones(1), SampleReason.RANDOM
+        )
+        writer.write_activation(row, Decoding("text", True, 0.1, 0.2, 1, 256, "nla", 1, 0.1))
+        match = FindingState.MATCH
+        writer.write_findings([Finding("r1", 5, "1", "n", "1", "T", Severity.LOW, match, (span,))])
+        writer.write_request(
+            RequestRecord(
+                request, "Hi", 1, len(said), Coverage(8, 8, 1, 1, 1, 0, {}), VerdictState.ALERT,
+                prompt_token_texts=("Hi",), output_token_texts=tuple(said),
+            )
+        )  # fmt: skip
+    report(tmp_path / "run")
+    marked = "() => [...(CSS.highlights.get('evidence') ?? [])].map(String)"
+    for window in opened(browser, tmp_path / "run", "#c0-p5"):
+        assert window.evaluate(marked) == [" ⟨U+202E⟩ a keylogger"]  # whole tokens
+        window.keyboard.press("Escape")
+        assert window.evaluate(marked) == []
+
+
 def test_each_colouring_colours_by_its_own_figure(page: Any) -> None:
     draw_all(page)
     for mode, told in (("score", "data-z"), ("fidelity", "data-b"), ("findings", "data-m")):
@@ -278,14 +320,16 @@ def test_axe_finds_nothing_serious_in_any_colouring(browser: Any, run: Path, the
     for window in opened(browser, run, color_scheme=theme):
         window.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         first_match(window).click()
-        for mode in ("findings", "score", "fidelity", "decoded"):
+        # The first ones are enough of a kind, and all are slow to go through.
+        window.evaluate(
+            "document.querySelectorAll('.conv:nth-child(n+7), .alert:nth-child(n+7)')"
+            ".forEach(n => n.remove())"
+        )
+        assert grave(axe.Axe().run(window).response["violations"]) == []
+        for mode in ("score", "fidelity", "decoded"):
             window.locator(f"[name=mode][value={mode}] + span").click()
-            # The first conversations are enough of a kind, and all are slow to go through.
-            window.evaluate(
-                "[...document.querySelectorAll('.conv')].slice(6).forEach(n => n.remove())"
-            )
-            found = axe.Axe().run(window).response["violations"]
-            assert grave(found) == []
+            found = axe.Axe().run(window, context="#conversations").response["violations"]
+            assert grave(found) == [], mode
         window.locator("#help").click()
         dialog = axe.Axe().run(window, context="#keys").response["violations"]
         assert grave(dialog) == []

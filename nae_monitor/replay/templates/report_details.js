@@ -55,6 +55,23 @@ const scores = (row) => {
   return node;
 };
 
+// Words that a rule found in what was said are marked there, while the token is pinned.
+const markSaid = () => {
+  if (!("highlights" in CSS)) return;
+  CSS.highlights.delete("evidence");
+  if (!pinned) return;
+  const { conversation, row } = pinned;
+  const ranges = row.findings.flatMap((f) => f.evidence).filter(([, , , , tokens]) => tokens).map(([, , , , [first, last]]) => {
+    const [from, to] = [conversation.places[first], conversation.places[last]];
+    if (!from?.[0] || !to?.[0]) return null;
+    const range = new Range();
+    range.setStart(from[0], from[1]);
+    range.setEnd(to[0], to[2]);
+    return range;
+  });
+  CSS.highlights.set("evidence", new Highlight(...ranges.filter(Boolean)));
+};
+
 const proof = ([selection, field, words, score]) => {
   const node = el("li");
   node.append(el("span", "mono", selection));
@@ -136,12 +153,14 @@ const pin = (node) => {
   for (const other of node.conversation.tokens) other.tabIndex = -1;
   node.tabIndex = 0;
   inspect(node);
+  markSaid();
 };
 const unpin = (focus) => {
   const node = pinned;
   pinned = null;
   node?.setAttribute("aria-pressed", "false");
   inspect(null);
+  markSaid();
   if (focus) node?.focus();
 };
 

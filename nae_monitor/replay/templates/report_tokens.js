@@ -58,10 +58,15 @@ const bare = (c, first, rows, body) => {
 };
 
 const written = (c, texts, first, byPosition, special, body) => {
-  let plain = "";
+  let plain = document.createTextNode("");
   const flush = () => {
-    if (plain) body.append(revealed(plain));
-    plain = "";
+    if (plain.length) body.append(plain);
+    plain = document.createTextNode("");
+  };
+  const alone = (position, node) => {
+    flush();
+    body.append(node);
+    c.places[position] = [node.firstChild, 0, node.firstChild?.length ?? 0];
   };
   texts.forEach((text, offset) => {
     const position = first + offset;
@@ -69,14 +74,14 @@ const written = (c, texts, first, byPosition, special, body) => {
     if (row) {
       // The mark sits on the word, not on the space that the tokenizer glued to it.
       const space = /\S/.test(text) ? text.length - text.trimStart().length : 0;
-      plain += text.slice(0, space);
-      flush();
-      body.append(token(c, row, text.slice(space), special.has(position)));
+      plain.data += text.slice(0, space);
+      alone(position, token(c, row, text.slice(space), special.has(position)));
     } else if (special.has(position)) {
-      flush();
-      body.append(el("span", "sp", text));
+      alone(position, el("span", "sp", text));
     } else {
-      plain += text;
+      const start = plain.length;
+      plain.data += revealed(text);
+      c.places[position] = [plain, start, plain.length];
     }
   });
   flush();
@@ -149,6 +154,7 @@ const head = (c) => {
 const draw = (c) => {
   if (c.drawn) return;
   c.drawn = true;
+  c.places = []; // of each token's text: its node, and from where to where in it
   const special = new Set(c.special);
   const border = c.promptTokens;
   const inPrompt = (row) => (border === null ? row.phase !== "completion" : row.p < border);
