@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from replay_demo_run import write_demo_run
@@ -380,6 +382,23 @@ def test_the_theme_can_be_chosen_against_the_system(page: Any) -> None:
     assert page.locator("#theme").inner_text() == "Theme: dark"
     assert background() != light
     page.locator("#theme").click()
+
+
+def test_a_file_of_bare_vectors_is_shown_and_nothing_is_claimed_of_it(
+    browser: Any, tmp_path: Path
+) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 80, pa.float32()), 8)
+    pq.write_table(pa.table({"activation_vector": vectors}), tmp_path / "vectors.parquet")
+    text = " ".join(report(tmp_path / "vectors.parquet").text.split())
+    assert "Nothing was judged." in text
+    assert "No ledger is on record." in text
+    assert "Every rule had an answer" not in text
+    assert "Nothing was lost" not in text
+    for window in opened(browser, tmp_path / "vectors.parquet"):
+        window.locator("#list").scroll_into_view_if_needed()
+        window.locator(".tok").first.click()
+        assert "chosen by unknown" in " ".join(window.locator("#inspector").inner_text().split())
+        assert window.locator(".tok").count() == 10
 
 
 @pytest.mark.parametrize("finished", [False, True])

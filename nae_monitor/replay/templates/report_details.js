@@ -76,7 +76,7 @@ const proof = ([selection, field, words, score]) => {
   const node = el("li");
   node.append(el("span", "mono", selection));
   if (words) node.append(el("q", "", words));
-  const where = [field === "explanation" ? "" : "in the " + field, score ? "score " + score : ""].filter(Boolean).join(", ");
+  const where = [field === "explanation" ? "" : field, score ? "score " + score : ""].filter(Boolean).join(", ");
   if (where || !words) node.append(el("span", "muted", where || field));
   return node;
 };
@@ -127,7 +127,7 @@ const inspect = (node) => {
   inspector.classList.toggle("pinned", pinned !== null);
   if (!node) return inspector.replaceChildren(hint());
   const row = node.row;
-  const parts = [top(row), el("p", "i-sub", `${row.phase ?? "unknown"} token ${row.p} of ${node.conversation.id}`)];
+  const parts = [top(row), el("p", "i-sub", `${row.phase ? row.phase + " " : ""}token ${row.p} of ${node.conversation.id}`)];
   if (row.decoded) {
     parts.push(explanation(row), gauge(row));
     if (row.cut) parts.push(el("p", "i-sub", "The explanation was cut off before its closing tag."));

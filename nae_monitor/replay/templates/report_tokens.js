@@ -146,7 +146,7 @@ const head = (c) => {
   facts.push(number(decoded.length) + " decoded");
   if (known.length) facts.push("median FVE " + signed(median(known)));
   const dropped = c.rows.length - decoded.length;
-  if (dropped) facts.push(number(dropped) + " dropped");
+  if (dropped) facts.push(number(dropped) + " chosen and not decoded");
   node.append(el("span", "meta", facts.join(" · ")));
   return node;
 };
