@@ -27,7 +27,7 @@ from nae_monitor.detect.matching.phrases import Phrase, PhraseIndex
 BOUNDS_MS = {1: Bound(0.40, at_most=True), 10: Bound(1.5, at_most=True)}
 BOUNDS_TIMES = {1: Bound(75), 10: Bound(250)}
 TIMED_TEXTS = {1: 60, 10: 40}
-WARM_UP_TEXTS = 12
+WARM_UP_TEXTS = 100
 RECALL, RECALL_SCORE = Bound(0.999), 85.0
 NOTES = (
     "processor time of one thread, the ways in turn on ten texts; every hit is located",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,13 @@ from nae_monitor.detect.matching.blocks import (
     MAX_COUNT,
     Codes,
     Phrases,
+    Words,
     trigram_codes,
 )
 
 SHARE = 0.50  # of a phrase's trigrams that must stand together in the text
-STEP = 2  # of the trigrams that are counted first, for all phrases: every second
+STEPS = (4, 2)  # of the trigrams that are counted first; at 4, one edit breaks one of them
+MIN_COUNTED = 9  # of a phrase; a shorter step where it would be fewer
 FEW_PHRASES = 500  # a first count costs more than it saves
 STRETCH_CHARS = 1_024
 FINE_WORDS = 2  # of eight blocks, for the phrases that the first count leaves
@@ -61,10 +64,10 @@ class Lost:
 class PhraseIndex:
     """Trigram counts of all phrases in all blocks of a text at once.
 
-    Every second trigram of all phrases is counted in wide blocks, and what that leaves whole in
-    narrow ones. Whatever a phrase is aligned with lies in one block, as blocks overlap by the
-    longest phrase. Trigrams are hashed; two that fall together can only let a phrase through for
-    nothing.
+    Every fourth trigram of most phrases is counted in wide blocks, beginning where they are rarest
+    among the phrases, and what that leaves whole in narrow ones. Whatever a phrase is aligned with
+    lies in one block, as blocks overlap by the longest phrase. Trigrams are hashed; two that fall
+    together can only let a phrase through for nothing.
     """
 
     def __init__(self, phrases: Sequence[Phrase]) -> None:
@@ -76,7 +79,8 @@ class PhraseIndex:
         self._rows = np.arange(len(kept))
         self._longest_chars = int(self._chars.max(initial=0))
         self._whole = _phrases(whole[number] for number in kept)
-        self._sampled = _phrases(_counted(phrases[number], STEP) for number in kept)
+        owners = Counter(code for codes, _ in whole for code in codes.tolist())
+        self._sampled = _phrases(_rarest(phrases[number], owners) for number in kept)
 
     def candidates(self, text: str) -> list[int]:
         """The numbers of the phrases worth scoring against ``text``, ascending."""
@@ -110,18 +114,27 @@ class PhraseIndex:
         rows, phrases, reach = self._rows, self._whole, self._longest_chars
         if len(rows) > FEW_PHRASES:
             wide = -(-chars // BLOCKS)
-            rows = np.flatnonzero(self._sampled.held(codes, wide, self._longest_chars))
+            rows = _any(self._sampled.held(codes, wide, self._longest_chars))
             if not len(rows):
                 return rows, rows, rows
             phrases, reach = self._whole.only(rows), int(self._chars[rows].max())
         stride = -(-chars // (BLOCKS * FINE_WORDS))
         reach = -(-reach // CELL_CHARS) * CELL_CHARS
         words = phrases.held(codes, stride, reach, FINE_WORDS)
-        some = np.flatnonzero(np.bitwise_or.reduce(words, axis=1))
+        some = _any(words)
         held = (words[some] >> np.uint64(7)).view(bool)
         begins = held.argmax(axis=1) * stride + start
         ends = (held.shape[1] - held[:, ::-1].argmax(axis=1)) * stride + (start + reach)
         return rows[some], begins, ends
+
+
+def _any(words: Words) -> NDArray[np.intp]:
+    """The rows in which a word is not zero."""
+    found = words[:, 0]
+    for word in range(1, words.shape[1]):
+        found = found | words[:, word]
+    rows: NDArray[np.intp] = (found != 0).nonzero()[0]  # numpy is faster at booleans
+    return rows
 
 
 def _joined(held: Sequence[Places]) -> Places:
@@ -132,9 +145,17 @@ def _joined(held: Sequence[Places]) -> Places:
     return each, begins[first], ends[::-1][last]
 
 
-def _counted(phrase: Phrase, step: int) -> tuple[Codes, int]:
+def _rarest(phrase: Phrase, owners: Mapping[int, int]) -> tuple[Codes, int]:
+    """:func:`_counted` of some trigrams, beginning where those are in the fewest phrases."""
+    fits = (step for step in STEPS if len(phrase.text) - 2 >= MIN_COUNTED * step)
+    step = next(fits, 1)
+    counted = [_counted(phrase, step, start) for start in range(step)]
+    return min(counted, key=lambda one: np.mean([owners[code] for code in one[0].tolist()]))
+
+
+def _counted(phrase: Phrase, step: int, start: int = 0) -> tuple[Codes, int]:
     """Every ``step``th trigram, each once, and how many of them a text must hold."""
-    codes = np.unique(trigram_codes(phrase.text)[::step])
+    codes = np.unique(trigram_codes(phrase.text)[start::step])
     count, length, lost = len(codes), len(phrase.text), Lost(step)
     if phrase.exact:
         return codes, count - most_lost(length, phrase.score, lost)
