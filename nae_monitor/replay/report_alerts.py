@@ -38,6 +38,7 @@ class AlertView:
     support: str | None  # of the words that matched, or "unknown"; None: the rule does not ask
     explanation: tuple[tuple[str, bool], ...]  # text, matched
     elsewhere: tuple[str, ...]  # "field: matched text" outside the explanation
+    reused: bool  # the explanation was made for another row
     tags: tuple[str, ...]
     stop: str | None  # what came of the rule's wish to end the generation; None: it had none
     when_unix_ns: int  # of the first hit, or else when the request began; 0 if unknown
@@ -120,6 +121,7 @@ def _view(
         support=support_text(best),
         explanation=marked(text, explanation_spans(best)) if text else (),
         elsewhere=elsewhere(best, run.recording.text_withheld),
+        reused=bool(row.get("reused")),
         tags=best.tags,
         stop=stop,
         when_unix_ns=min(filter(None, times), default=known.started_unix_ns),

@@ -91,6 +91,7 @@ class _Page:
             "text": text,
             "marks": _utf16(text, merged_ranges(text, spans)),
             "cut": (row["decoded"] and not row["closed"]) or None,
+            "reused": row["reused"] or None,
             "fve": _rounded(row["fve"]),
             "cosine": _rounded(row["cosine"]),
             "rank": row["rank"],

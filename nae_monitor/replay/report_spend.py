@@ -45,7 +45,7 @@ class Spend:
     of_request: Counter[str] = field(default_factory=Counter)  # decodes
     lost: Counter[str] = field(default_factory=Counter)  # rows chosen and not decoded, by reason
     text_tokens: int = 0  # written by the verbalizer
-    reused: int = 0  # decodes that an earlier one of the same vector answered
+    reused: int = 0  # rows among the decoded that a decode made for another row answered
 
     def add(self, row: Mapping[str, Any], matched: bool) -> None:
         """Count one row of the recording."""
@@ -64,8 +64,8 @@ class Spend:
 
     @property
     def decodes(self) -> int:
-        """All of them."""
-        return sum(self.of_request.values())
+        """Rows with an explanation that was made for them."""
+        return sum(self.of_request.values()) - self.reused
 
     @property
     def seconds(self) -> float:

@@ -327,3 +327,23 @@ def test_a_stretch_of_what_was_said_is_found_in_exactly_the_tokens_it_touches(
     assert found == ((owners[start], owners[end - 1]) if end > start else None)
     assert said_in(record).tokens(Span("s", name, start, end + 1, said[start:end] + "x")) is None
     assert said_in(record).tokens(Span("s", "token", start, end, said[start:end])) is None
+
+
+def test_an_explanation_that_was_made_for_another_row_says_so(tmp_path: Path) -> None:
+    request = Request("r1", "r1", "m")
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
+        for position, reused in enumerate((False, True)):
+            row = Activation(
+                request, position, 1, "a", Phase.PROMPT, 3, torch.ones(1), SampleReason.RANDOM
+            )
+            decoding = Decoding("t", True, 0.1, 0.2, 1, 256, "nla", 1, 0.1, reused=reused)
+            writer.write_activation(row, decoding)
+        match = FindingState.MATCH
+        writer.write_findings([Finding("r1", 1, "1", "n", "1", "T", Severity.LOW, match)])
+    page = report(tmp_path / "run")
+    rows = json.loads(page.data)["conversations"][0]["rows"]
+    assert [row.get("reused") for row in rows] == [None, True]
+    text = " ".join(page.text.split())
+    assert "explanation made for another row" in text
+    assert "1 decode took" in text
+    assert "1 of the rows took a decode that was made for another" in text

@@ -130,6 +130,7 @@ const inspect = (node) => {
   const parts = [top(row), el("p", "i-sub", `${row.phase ? row.phase + " " : ""}token ${row.p} of ${node.conversation.id}`)];
   if (row.decoded) {
     parts.push(explanation(row), gauge(row));
+    if (row.reused) parts.push(el("p", "i-sub", "The explanation was made for another row and is used again here."));
     if (row.cut) parts.push(el("p", "i-sub", "The explanation was cut off before its closing tag."));
   }
   if (row.dropped) parts.push(el("p", "i-text muted", (row.decoded ? "Dropped: " : "Not decoded: ") + row.dropped.replace(/_/g, " ") + "."));
