@@ -10,6 +10,7 @@ scores what its best of at most five rows does.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -41,13 +42,14 @@ from nae_monitor.detect import load_rules
 from nae_monitor.detect.sources import builtin_rules_directory
 from nae_monitor.models import load_target, resolve_nla, resolve_target
 from nae_monitor.records import Phase, Request, RowBatch
-from nae_monitor.screen import Directions, ScoredScreen
-from nae_monitor.screen.directions import calibrated
+from nae_monitor.screen import Directions, Pool, ScoredScreen
+from nae_monitor.screen.directions import calibrated, with_anomaly
 from nae_monitor.settings import NlaSettings, ScreenSettings
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PACKS = ("harm", "jailbreak", "injection")
 COST_DIRECTIONS, COST_BOUND_PERCENT = 256, 0.3
+COST_AXES = 32
 BATCH = 8
 NOTES = (
     "recall and false positives at the threshold that lets 1 % of ordinary training documents pass",
@@ -146,34 +148,44 @@ def claims_of(name: str, m: Measured) -> list[Claim]:
 def cost(rounds: int, steps: int) -> list[Claim]:
     """Milliseconds of a decode step of the target without a monitor, and of screening its rows."""
     target = load_target("smollm2-135m-instruct")
-    screen = _screen(target.model.config.hidden_size)
-    taken: dict[str, list[float]] = {"step": [], "screen": []}
+    d_model = target.model.config.hidden_size
+    plain, full = _screen(d_model), _screen(d_model, Pool("ema", 8), COST_AXES)
+    taken: dict[str, list[float]] = {"step": [], "screen": [], "full": []}
     ids = torch.zeros(BATCH, 128, dtype=torch.long)
     with torch.inference_mode():
         out = target.model(ids, use_cache=True)
         for _ in range(rounds):
             taken["step"].append(_step_ms(target.model, out.past_key_values, steps))
-            taken["screen"].append(_screen_ms(screen, target.model.config.hidden_size, steps))
-    step, screened = (np.asarray(taken[name]) for name in ("step", "screen"))
-    percent = 100 * screened / step
+            taken["screen"].append(_screen_ms(plain, d_model, steps))
+            taken["full"].append(_screen_ms(full, d_model, steps))
+    step, screened, whole = (np.asarray(taken[name]) for name in ("step", "screen", "full"))
+    at_most = Bound(COST_BOUND_PERCENT, at_most=True)
     return [
         median(f"decode step, batch {BATCH}", step, "ms"),
         median(f"screening its rows, {COST_DIRECTIONS} directions", screened, "ms"),
-        median("screening of a step", percent, "%", Bound(COST_BOUND_PERCENT, at_most=True)),
+        median(f"the same, pooled and with anomalies in {COST_AXES} axes", whole, "ms"),
+        median("screening of a step", 100 * screened / step, "%", at_most),
+        median("screening of a step, pooled and with anomalies", 100 * whole / step, "%", at_most),
     ]
 
 
-def _screen(d_model: int) -> ScoredScreen:
+def _screen(d_model: int, pool: Pool | None = None, axes: int = 0) -> ScoredScreen:
     random = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(4_000, d_model, generator=random), dim=1)
+    is_prompt = torch.arange(4_000) % 2 == 0
     directions = calibrated(
         [f"d{n}" for n in range(COST_DIRECTIONS)],
         torch.randn(COST_DIRECTIONS, d_model, generator=random),
-        torch.randn(4_000, d_model, generator=random),
-        torch.arange(4_000) % 2 == 0,
+        rows,
+        is_prompt,
         base_model="m",
         layer=20,
         provenance={},
+        pool=pool,
+        runs=np.zeros(4_000, dtype=np.int64),
     )
+    if axes:
+        directions = with_anomaly(directions, rows, rows, is_prompt, axes)
     return ScoredScreen(ScreenSettings(), directions)
 
 
@@ -195,8 +207,12 @@ def _screen_ms(screen: ScoredScreen, d_model: int, steps: int) -> float:
         layer=20,
         vectors=torch.randn(BATCH, d_model),
     )
+    batches = [
+        replace(batch, positions=(9 + step,) * BATCH, vectors=torch.randn(BATCH, d_model))
+        for step in range(steps)
+    ]
     started_s = time.perf_counter()
-    for _ in range(steps):
+    for batch in batches:
         screen.choose(batch)
     return 1e3 * (time.perf_counter() - started_s) / steps
 

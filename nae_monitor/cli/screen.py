@@ -69,6 +69,12 @@ def build(
             "collection of consecutive positions."
         ),
     ] = "none",
+    anomaly_rank: Annotated[
+        int,
+        typer.Option(
+            min=0, max=512, help="Axes of the distance from ordinary rows (score.anomaly); 0: none."
+        ),
+    ] = 32,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +83,14 @@ def build(
     A direction is kept where it tells hostile from ordinary documents of the validation split
     better than random directions do; the figures printed are of the test split.
     """
-    from nae_monitor.concepts import Ordinary, against_chance, directions_of, only, read_collection
+    from nae_monitor.concepts import (
+        Ordinary,
+        against_chance,
+        directions_of,
+        only,
+        read_collection,
+        with_ordinary,
+    )
     from nae_monitor.decode import load_nla
     from nae_monitor.models import resolve_nla, resolve_target
     from nae_monitor.models.nla import list_in_checksums
@@ -95,11 +108,13 @@ def build(
     nla = load_nla(resolve_nla(av), resolve_nla(ar), settings=settings, resolve_base=resolve_target)
     built = _built(backend, nla, train, ordinary, rules, frames, seed)
     beaten = against_chance(built, validation, seed=seed)
+    axes = min(anomaly_rank, nla.d_model - 1)
     provenance = {
         "backend": backend.value,
         "nla_id": nla.nla_id,
         "seed": seed,
         "pool": pool,
+        "anomaly_rank": axes,
         "ordinary_rows": [len(ordinary.fit), len(ordinary.scale)],
         "validation_auroc": {n: round(beaten.aurocs[n], 4) for n in beaten.kept},
         "random_auroc": round(beaten.chance, 4),
@@ -114,6 +129,8 @@ def build(
             provenance=provenance,
             pool=pooling,
         )
+        if axes:
+            made = with_ordinary(made, ordinary, axes)
     except ValueError as error:
         raise InputDataError(f"{activations}: makes no directions: {error}") from error
     write_directions(out, made)

@@ -1,7 +1,13 @@
 """Directions for the screen, compiled from rules or learned from labelled rows, and measured."""
 
 from nae_monitor.concepts.build import Backend, Built, Whitening, build
-from nae_monitor.concepts.compiled import Ordinary, against_chance, directions_of, only
+from nae_monitor.concepts.compiled import (
+    Ordinary,
+    against_chance,
+    directions_of,
+    only,
+    with_ordinary,
+)
 from nae_monitor.concepts.concept import Concept, concepts_of
 from nae_monitor.concepts.evaluate import Measured, evaluate
 from nae_monitor.concepts.frames import frames_of, reconstruct_by
@@ -24,4 +30,5 @@ __all__ = [
     "only",
     "read_collection",
     "reconstruct_by",
+    "with_ordinary",
 ]

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from nae_monitor.concepts.build import Built
 from nae_monitor.concepts.rows import LabelledRows
 from nae_monitor.screen import Directions, Pool
-from nae_monitor.screen.directions import calibrated
+from nae_monitor.screen.directions import calibrated, with_anomaly
 
 FIT_SHARE = 0.7  # of ordinary documents: their covariance; the others tell what scores mean
 MIN_FOLLOWING = 0.5  # of rows, to pool scores over tokens
@@ -86,6 +86,16 @@ def directions_of(
         pool=pool,
         runs=runs,
     )
+
+
+def with_ordinary(directions: Directions, ordinary: Ordinary, rank: int) -> Directions:
+    """The same, with what ordinary rows are like along their ``rank`` widest axes.
+
+    Raises:
+        ValueError: too few rows.
+    """
+    fit, scale = torch.from_numpy(ordinary.fit.unit), torch.from_numpy(ordinary.scale.unit)
+    return with_anomaly(directions, fit, scale, torch.from_numpy(ordinary.scale.is_prompt), rank)
 
 
 def only(built: Built, names: tuple[str, ...]) -> Built:

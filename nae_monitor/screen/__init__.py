@@ -1,7 +1,8 @@
 """Screen: look at every captured row, buy decodes for a few within a budget."""
 
 from nae_monitor.screen.budget import DecodeBudget, Purchase, TokenBucket
-from nae_monitor.screen.directions import Directions, read_directions, write_directions
+from nae_monitor.screen.direction_files import read_directions, write_directions
+from nae_monitor.screen.directions import Directions
 from nae_monitor.screen.pooling import Pool
 from nae_monitor.screen.sampling import (
     Offers,

@@ -4,35 +4,27 @@ The file is safetensors: one [d] vector a direction, under its own name, so that
 ``activation`` selection can name it too; ``calibration.PHASE`` [m, 2] and ``quantiles.PHASE``
 [q] beside them; and where they come from, as JSON in the metadata. Where scores are pooled over
 tokens (format 2), ``pooled.PHASE`` [m, 2] tells what pooled scores mean, and the quantiles are
-theirs.
+theirs. ``anomaly.*`` tells what ordinary rows are like (:mod:`nae_monitor.screen.anomaly`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 
-from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.records import Phase
+from nae_monitor.screen.anomaly import Anomaly, fitted
 from nae_monitor.screen.pooling import Pool, Scores
 
 FILE_NAME = "screen.safetensors"  # in the reconstructor's directory, where a pair ships one
-FORMAT_VERSION, POOLED_FORMAT_VERSION = "1", "2"
-MAX_FILE_BYTES = 64 * 1024 * 1024
-MAX_DIRECTIONS = 4_096
-CALIBRATION, QUANTILES, POOLED = "calibration.", "quantiles.", "pooled."
 # Shares of ordinary rows, from half of them to one in ten thousand.
 SHARES = tuple(float(share) for share in np.geomspace(0.5, 1e-4, 64))
-SCALED = (Phase.PROMPT, Phase.COMPLETION)
 
 
 def scale_of(phase: Phase) -> Phase:
@@ -51,6 +43,22 @@ class PhaseScale:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class _Scale:
+    """Means and deviations by phase [2, m]: of the completion, and of the prompt."""
+
+    means: Scores
+    deviations: Scores
+
+    def __call__(self, values: Scores, is_prompt: NDArray[np.bool_]) -> Scores:
+        """Values [n, m] in deviations."""
+        # Rows of one phase, as in every decode step, need no table of their own.
+        alike = len(is_prompt) > 0 and bool((is_prompt == is_prompt[0]).all())
+        at = int(is_prompt[0]) if alike else is_prompt.astype(np.int64)
+        found: Scores = np.divide(values - self.means[at], self.deviations[at], dtype=np.float32)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Directions:
     """Named directions for rows ``hidden_states[layer]`` of one model; build with :func:`of`."""
 
@@ -61,6 +69,7 @@ class Directions:
     layer: int
     provenance: Mapping[str, Any]
     pool: Pool | None = None  # None: a row is judged by its own scores
+    anomaly: Anomaly | None = None  # None: the file does not say what ordinary rows are like
 
     @property
     def d_model(self) -> int:
@@ -91,16 +100,48 @@ class Directions:
         means = torch.where(at, prompt.means, completion.means)
         return (raw - means) / torch.where(at, prompt.deviations, completion.deviations)
 
+    def columns(self) -> torch.Tensor:
+        """What unit rows are multiplied with, all at once: [m, d], or [m + r + 1, d]."""
+        if self.anomaly is None:
+            return self.weights
+        return torch.cat([self.weights, torch.from_numpy(self.anomaly.columns).to(self.weights)])
+
+    def told(self, products: Scores, is_prompt: NDArray[np.bool_]) -> tuple[Scores, Scores | None]:
+        """Scores [n, m], and anomalies [n] where they are known, of products with the columns.
+
+        As :meth:`scores` gives, on the CPU.
+        """
+        count = len(self.names)
+        scores = self._scale(products[:, :count], is_prompt)
+        if self.anomaly is None:
+            return scores, None
+        return scores, self.anomaly.scores(products[:, count:], is_prompt)
+
+    @cached_property
+    def _scale(self) -> _Scale:
+        order = [self.scales[phase] for phase in (Phase.COMPLETION, Phase.PROMPT)]
+        return _Scale(
+            np.stack([scale.means.cpu().numpy() for scale in order]),
+            np.stack([scale.deviations.cpu().numpy() for scale in order]),
+        )
+
+    @cached_property
+    def _pooled_scale(self) -> _Scale:
+        tables = [self.scales[phase].pooled for phase in (Phase.COMPLETION, Phase.PROMPT)]
+        known = [table.numpy() for table in tables if table is not None]
+        if len(known) < len(tables):
+            raise ValueError("the directions have no scale of pooled scores")
+        return _Scale(*(np.stack([table[:, column] for table in known]) for column in (0, 1)))
+
+    def anomaly_threshold(self, phase: Phase, share: float) -> float:
+        """The anomaly that about ``share`` of ordinary rows reach; infinite where unknown."""
+        if self.anomaly is None:
+            return float("inf")
+        return _at(share, self.anomaly.scales[scale_of(phase)].largest)
+
     def rescaled(self, pooled: Scores, is_prompt: NDArray[np.bool_]) -> Scores:
         """Pooled scores [n, m] in deviations of pooled ordinary scores."""
-        found = np.empty_like(pooled)
-        for phase, wanted in ((Phase.PROMPT, is_prompt), (Phase.COMPLETION, ~is_prompt)):
-            table = self.scales[phase].pooled
-            if table is None:
-                raise ValueError("the directions have no scale of pooled scores")
-            means, deviations = table.numpy().T
-            found[wanted] = (pooled[wanted] - means) / deviations
-        return found
+        return self._pooled_scale(pooled, is_prompt)
 
     def pooled_scores(
         self, rows: torch.Tensor, is_prompt: torch.Tensor, runs: NDArray[np.int64]
@@ -123,53 +164,12 @@ class Directions:
 
         Between the measured shares by interpolation in their logarithm; beyond them the last.
         """
-        wanted = -np.log(max(share, 1e-12))
-        known = -np.log(np.asarray(SHARES))
-        return float(np.interp(wanted, known, self.scales[scale_of(phase)].largest.cpu().numpy()))
+        return _at(share, self.scales[scale_of(phase)].largest.cpu().numpy())
 
 
-def read_directions(path: Path) -> Directions:
-    """Read a file of directions.
-
-    Raises:
-        ConfigurationError: not there, too large, or not such a file.
-    """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
-        with safetensors.safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return _directions(json.loads(told.get("screen", "null")), tensors)
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        why = str(error)[:200] if isinstance(error, ValueError) else type(error).__name__
-        mend = "make one with `nae-monitor screen build`"
-        raise ConfigurationError(
-            [Problem(Mark(str(path)), f"is no file of screening directions: {why}", mend)]
-        ) from error
-
-
-def write_directions(path: Path, directions: Directions) -> None:
-    """Write what :func:`read_directions` reads; the same set always gives the same bytes."""
-    tensors = {
-        name: row.contiguous().clone()
-        for name, row in zip(directions.names, directions.weights.cpu(), strict=True)
-    }
-    for phase, scale in directions.scales.items():
-        tensors[CALIBRATION + phase] = torch.stack([scale.means, scale.deviations], 1).contiguous()
-        tensors[QUANTILES + phase] = scale.largest
-        if scale.pooled is not None:
-            tensors[POOLED + phase] = scale.pooled.contiguous()
-    told: dict[str, Any] = {
-        "format": FORMAT_VERSION,
-        "names": directions.names,
-        "base_model": directions.base_model,
-        "layer": directions.layer,
-        "provenance": dict(directions.provenance),
-    }
-    if directions.pool is not None:
-        told |= {"format": POOLED_FORMAT_VERSION, "pool": str(directions.pool)}
-    path.write_bytes(save(tensors, {"screen": json.dumps(told, sort_keys=True)}))
+def _at(share: float, largest: Scores) -> float:
+    """The quantile of a share, from those of ``SHARES``."""
+    return float(np.interp(-np.log(max(share, 1e-12)), -np.log(np.asarray(SHARES)), largest))
 
 
 def calibrated(
@@ -211,6 +211,22 @@ def calibrated(
     return replace(found, pool=pool, scales=_pooled_scales(scales, scores, is_prompt.numpy()))
 
 
+def with_anomaly(
+    directions: Directions,
+    fit: torch.Tensor,
+    scale: torch.Tensor,
+    is_prompt: torch.Tensor,
+    rank: int,
+) -> Directions:
+    """The same, with what ordinary unit rows are like; see :func:`anomaly.fitted`.
+
+    Raises:
+        ValueError: too few rows.
+    """
+    found = fitted(fit, scale, is_prompt, rank=rank, cuts=_CUTS)
+    return replace(directions, anomaly=found)
+
+
 _CUTS = torch.tensor([1 - share for share in SHARES], dtype=torch.float32)
 
 
@@ -233,53 +249,3 @@ def _pooled(pool: Pool, scores: Scores, runs: NDArray[np.int64]) -> Scores:
     return np.concatenate(
         [pool.run(part, pool.start(part.shape[1]))[0] for part in parts if len(part)]
     )
-
-
-def _directions(told: Any, tensors: Mapping[str, torch.Tensor]) -> Directions:
-    known = (FORMAT_VERSION, POOLED_FORMAT_VERSION)
-    if not isinstance(told, dict) or told.get("format") not in known:
-        raise ValueError(f"its metadata is not that of format {' or '.join(known)}")
-    pool = None
-    if told["format"] == POOLED_FORMAT_VERSION:
-        pool = Pool.parse(str(told.get("pool")))
-    names, provenance = told.get("names"), told.get("provenance")
-    if not isinstance(names, list) or not 1 <= len(names) <= MAX_DIRECTIONS:
-        raise ValueError("it names no directions, or too many")
-    if not all(isinstance(name, str) and name in tensors for name in names):
-        raise ValueError("a direction that it names is not there")
-    if not isinstance(told.get("base_model"), str) or not isinstance(told.get("layer"), int):
-        raise ValueError("it names no model and layer")
-    width = tensors[names[0]].shape
-    if len(width) != 1 or any(tensors[name].shape != width for name in names):
-        raise ValueError("its directions are not vectors of one width")
-    weights = torch.stack([tensors[name].to(torch.float32) for name in names])
-    scales = {phase: _scale(tensors, phase, len(names), pool) for phase in SCALED}
-    if not torch.allclose(weights.norm(dim=-1), torch.ones(len(names)), atol=1e-4):
-        raise ValueError("a direction is not of length 1")
-    return Directions(
-        tuple(names), weights, scales, told["base_model"], told["layer"],
-        provenance if isinstance(provenance, dict) else {}, pool,
-    )  # fmt: skip
-
-
-def _scale(
-    tensors: Mapping[str, torch.Tensor], phase: Phase, count: int, pool: Pool | None
-) -> PhaseScale:
-    table, largest = tensors.get(CALIBRATION + phase), tensors.get(QUANTILES + phase)
-    if table is None or table.shape != (count, 2) or not torch.isfinite(table).all():
-        raise ValueError(f"its calibration of the {phase} is not [{count}, 2] finite numbers")
-    if largest is None or largest.shape != (len(SHARES),) or not torch.isfinite(largest).all():
-        raise ValueError(f"its quantiles of the {phase} are not {len(SHARES)} finite numbers")
-    if (table[:, 1] <= 0).any() or (largest.diff() < 0).any():
-        raise ValueError(f"its scale of the {phase} is out of order")
-    means, deviations = table.to(torch.float32).unbind(1)
-    pooled = tensors.get(POOLED + phase) if pool is not None else None
-    if pool is not None and (
-        pooled is None
-        or pooled.shape != (count, 2)
-        or not torch.isfinite(pooled).all()
-        or (pooled[:, 1] <= 0).any()
-    ):
-        raise ValueError(f"its scale of pooled scores of the {phase} is not [{count}, 2] numbers")
-    pooled = None if pooled is None else pooled.to(torch.float32)
-    return PhaseScale(means, deviations, largest.to(torch.float32), pooled)

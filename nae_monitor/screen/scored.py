@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nae_monitor.records import Choice, Phase, RowBatch, SampleReason
+from nae_monitor.screen.anomaly import NAME as ANOMALY
 from nae_monitor.screen.budget import Clock
 from nae_monitor.screen.directions import Directions, scale_of
 from nae_monitor.screen.pooling import ScorePool
 from nae_monitor.screen.sampling import Offers, SamplingScreen
 from nae_monitor.settings import ScreenSettings
 
+ODD_SHARE = 0.1  # of the share that scores buy: what is bought for lying far from ordinary rows
 SHOWN_SCORES = 4  # the largest of a chosen row that travel with it
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Look:
+    """What the scores of a batch of n rows say."""
+
+    scores: NDArray[np.float32]  # [n, m]
+    anomalies: NDArray[np.float32] | None  # [n]
+    largest: NDArray[np.float32]  # [n]: what a row stands out by
+    preferred: NDArray[np.int64]  # rows over their limits, the highest first
 
 
 class ScoredScreen(SamplingScreen):
     """Buys the rows whose largest score only ``decode_share`` of ordinary rows reach, the largest
-    first, and a random share.
+    first, and a random share; where the directions say what ordinary rows are like, also those
+    that lie far from them.
 
     The random reserve has its own budget, so rates that are estimated from it stay unbiased. A
     row that cannot be scored (not finite) comes first: the decoder refuses and counts it.
@@ -49,63 +62,69 @@ class ScoredScreen(SamplingScreen):
         self._directions = directions
         pool = directions.pool
         self._pool = None if pool is None else ScorePool(pool, len(directions.names))
-        self._thresholds = {p: directions.threshold(p, settings.decode_share) for p in Phase}
+        share = settings.decode_share
+        self._thresholds = {p: directions.threshold(p, share) for p in Phase}
+        self._odd = {p: directions.anomaly_threshold(p, ODD_SHARE * share) for p in Phase}
+        self._columns = directions.columns()
 
     def choose(self, batch: RowBatch) -> list[Choice]:
         """See :class:`Screen`; each choice carries the row's largest scores."""
-        scores = self._pooled(batch, self.scores(batch))
-        preferred, _ = self._standing_out(batch, scores)
-        return [self._told(choice, scores) for choice in self._choose(batch, preferred)]
+        look = self._look(batch)
+        return [self._told(choice, look) for choice in self._choose(batch, look.preferred)]
 
     def offers(self, batch: RowBatch) -> Offers:
         """See :class:`PatientScreen`: the random share is bought, rows that stand out are not.
 
         Of a request no more of them are told than it may still have.
         """
-        scores = self._pooled(batch, self.scores(batch))
-        preferred, largest = self._standing_out(batch, scores)
-        bought = self._choose(batch, preferred[:0])
+        look = self._look(batch)
+        bought = self._choose(batch, look.preferred[:0])
         taken = {choice.row for choice in bought}
         waiting: list[tuple[Choice, float]] = []
         left: dict[str, int] = {}
-        for row in preferred.tolist():
+        for row in look.preferred.tolist():
             request_id = batch.requests[batch.request_index[row]].request_id
             if request_id not in left:
                 with self._lock:
                     left[request_id] = self._budget.left(request_id)
             if row not in taken and left[request_id] > 0:
                 left[request_id] -= 1
-                waiting.append((Choice(row, self._reason), float(largest[row])))
+                waiting.append((Choice(row, self._reason), float(look.largest[row])))
         return Offers(
-            [self._told(choice, scores) for choice in bought],
-            [(self._told(choice, scores), score) for choice, score in waiting],
+            [self._told(choice, look) for choice in bought],
+            [(self._told(choice, look), score) for choice, score in waiting],
         )
-
-    def _standing_out(
-        self, batch: RowBatch, scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows over their thresholds, the highest first; the largest score of every row [n]."""
-        largest = np.nan_to_num(scores.max(axis=1, initial=-np.inf), nan=np.inf)
-        limits = np.array([self._thresholds[phase] for phase in batch.phases])
-        over = np.flatnonzero(largest >= limits)
-        return over[np.argsort(-largest[over], kind="stable")], largest
 
     def scores(self, batch: RowBatch) -> NDArray[np.float32]:
         """The score of every row along every direction [n, m], on the CPU; not pooled."""
+        return self._directions.told(self._products(batch), _are_read(batch))[0]
+
+    def _products(self, batch: RowBatch) -> NDArray[np.float32]:
+        """Unit rows times all columns, on the rows' device; then on the CPU [n, m + …]."""
         rows = batch.vectors
-        if self._directions.weights.device != rows.device:
-            self._directions = self._directions.to(rows.device)
-        read = [scale_of(phase) is Phase.PROMPT for phase in batch.phases]
-        prompt = torch.tensor(read, dtype=torch.bool, device=rows.device)
+        if self._columns.device != rows.device:
+            self._columns = self._columns.to(rows.device)
         with torch.inference_mode():
-            found: NDArray[np.float32] = self._directions.scores(rows, prompt).cpu().numpy()
+            unit = torch.nn.functional.normalize(rows.to(torch.float32), dim=-1)
+            found: NDArray[np.float32] = (unit @ self._columns.T).cpu().numpy()
         return found
 
-    def _pooled(self, batch: RowBatch, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._pool is None:
-            return scores
-        read = np.array([scale_of(phase) is Phase.PROMPT for phase in batch.phases], dtype=bool)
-        return self._directions.rescaled(self._pool.pooled(batch, scores), read)
+    def _look(self, batch: RowBatch) -> _Look:
+        """What the choice goes by."""
+        read = _are_read(batch)
+        scores, anomalies = self._directions.told(self._products(batch), read)
+        if self._pool is not None:
+            scores = self._directions.rescaled(self._pool.pooled(batch, scores), read)
+        largest = scores.max(axis=1, initial=-np.inf)
+        limits = np.array([self._thresholds[phase] for phase in batch.phases])
+        if anomalies is not None:
+            odd = np.array([self._odd[phase] for phase in batch.phases])
+            # By how much a row passes its limit is what the two have in common.
+            largest = np.maximum(largest, limits + (anomalies - odd))
+        largest = np.where(np.isnan(largest), np.inf, largest)
+        over = np.flatnonzero(largest >= limits)
+        preferred = over[np.argsort(-largest[over], kind="stable")]
+        return _Look(scores, anomalies, largest, preferred)
 
     def _renew(self) -> None:
         super()._renew()
@@ -119,10 +138,18 @@ class ScoredScreen(SamplingScreen):
         self._random.shuffle(by_chance)
         return np.concatenate([by_chance, preferred[~at_random[preferred]]])
 
-    def _told(self, choice: Choice, scores: NDArray[np.float32]) -> Choice:
-        return replace(choice, scores=dict(self._largest(scores[choice.row])))
+    def _told(self, choice: Choice, look: _Look) -> Choice:
+        told = dict(self._largest(look.scores[choice.row]))
+        if look.anomalies is not None and np.isfinite(look.anomalies[choice.row]):
+            told[ANOMALY] = round(float(look.anomalies[choice.row]), 4)
+        return replace(choice, scores=told)
 
     def _largest(self, row: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
         for index in np.argsort(-row, kind="stable")[:SHOWN_SCORES]:
             if np.isfinite(row[index]):
                 yield self._directions.names[index], round(float(row[index]), 4)
+
+
+def _are_read(batch: RowBatch) -> NDArray[np.bool_]:
+    """Whether a row's scale is that of the prompt [n]."""
+    return np.array([scale_of(phase) is Phase.PROMPT for phase in batch.phases], dtype=bool)

@@ -27,7 +27,9 @@ FAMILIES = {  # the rule of each kind of harm
 def fired(
     rules: RuleSet, semantic: SemanticAnswerer, explanation: str, output: str = ""
 ) -> set[str]:
-    subject = Subject(explanation, "", output, " the", {}, {"fve": 0.5, "closed": 1.0}.get)
+    subject = Subject(
+        explanation, "", output, " the", {}, {"fve": 0.5, "closed": 1.0, "score.anomaly": 0.0}.get
+    )
     outcomes = {
         rule.name: evaluate_rule(rule, Views(subject), semantic, None).state for rule in rules.rules
     }

@@ -36,7 +36,7 @@ def test_every_test_in_the_packs_passes_with_the_real_encoder(
 
 
 def test_every_aggregation_is_complete_and_tested_both_ways(rules: RuleSet) -> None:
-    assert len(rules.aggregations) == 5
+    assert len(rules.aggregations) == 6
     for rule in rules.aggregations:
         counts = Counter(test.expect for test in rule.tests)
         assert counts[FindingState.MATCH] >= 3, rule.name
@@ -137,7 +137,10 @@ def test_every_exemplar_reaches_its_own_threshold_and_no_negative_does(
 
 def test_the_readme_says_how_to_enable_what_is_off(rules: RuleSet, tmp_path: Path) -> None:
     off = {rule.name for rule in every_rule(rules) if not rule.enabled}
-    assert off == {"low_fidelity_decode", "out_of_band_reconstruction"}
+    assert off == {
+        "low_fidelity_decode", "out_of_band_reconstruction",
+        "anomalous_activation", "anomalous_repeated",
+    }  # fmt: skip
     readme = builtin_rules_directory() / "monitor_integrity" / "README.md"
     _, _, rest = readme.read_text(encoding="utf-8").partition("```yaml\n")
     (tmp_path / "own.yaml").write_text(rest.partition("```")[0], encoding="utf-8")
