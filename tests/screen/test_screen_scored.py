@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare  # type: ignore[import-untyped]
 
 from nae_monitor.records import Phase, Request, RowBatch, SampleReason
 from nae_monitor.screen import Directions, Purchase, ScoredScreen
@@ -186,4 +185,5 @@ def test_the_reserve_falls_on_every_tenth_of_the_scores_alike_when_it_is_short()
     edges = np.quantile(np.concatenate(every), np.linspace(0, 1, 11))[1:-1]
     counts = np.bincount(np.searchsorted(edges, np.concatenate(chosen)), minlength=10)
     assert counts.sum() < 0.25 * 100_000  # it was short
-    assert chisquare(counts).pvalue > 0.001  # seeded: one fixed draw
+    statistic = float(np.sum((counts - counts.mean()) ** 2) / counts.mean())
+    assert statistic < 27.88  # what chance passes once in 1,000 with 9 degrees; one fixed draw
