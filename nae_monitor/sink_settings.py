@@ -44,14 +44,26 @@ class JsonlSettings:
 
 @dataclass(frozen=True, slots=True)
 class OtelSettings:
-    """OpenTelemetry: the host's provider, or one of our own where ``endpoint`` is given."""
+    """OpenTelemetry: the host's provider, or one of our own where ``endpoint`` is given.
+
+    With an endpoint alerts wait in an outbox until the collector took them. The host's provider
+    is given them at once, and they are the host's from then on.
+    """
 
     endpoint: str | None = None  # OTLP gRPC, e.g. http://127.0.0.1:4317
     guardrail_names: bool = False  # also write the unmerged gen_ai.guardrail.* attributes
+    outbox: str | None = None  # with an endpoint: SQLite file; None: under the state directory
+    outbox_bytes: int = 64 * 1024 * 1024  # when full, the lowest severity goes first
     routes: tuple[str, ...] = ()  # as for console
     min_severity: SeverityName | None = None
     tags: tuple[str, ...] = ()
     tenants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.endpoint is None and self.outbox is not None:
+            raise ValueError("outbox needs an endpoint: without one spans are the host's")
+        if self.outbox_bytes < 4096:
+            raise ValueError("outbox_bytes is at least 4096")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +135,8 @@ class WebhookSettings:
     ca_file: str | None = None  # PEM; None: the system's
     timeout_s: float = 10.0  # of one request
     queue_events: int = 1000
+    outbox: str | None = None  # SQLite file; None: a file under the state directory
+    outbox_bytes: int = 64 * 1024 * 1024  # when full, the lowest severity goes first
     routes: tuple[str, ...] = ()  # as for console
     min_severity: SeverityName | None = None
     tags: tuple[str, ...] = ()
@@ -133,6 +147,8 @@ class WebhookSettings:
             raise ValueError("give either url or url_env")
         if self.queue_events < 1 or not 0 < self.timeout_s <= 300:
             raise ValueError("queue_events is at least 1, timeout_s above 0 and at most 300")
+        if self.outbox_bytes < 4096:
+            raise ValueError("outbox_bytes is at least 4096")
 
 
 SinkOptions = ConsoleSettings | JsonlSettings | OtelSettings | KafkaSettings | WebhookSettings
@@ -147,6 +163,20 @@ class SinkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TriageSettings:
+    """What `nae-monitor alerts import` keeps in the triage store."""
+
+    max_alerts: int = 100_000  # beyond it the oldest that nobody labelled go first
+    max_age_days: float | None = None  # by the time of the alert, labelled or not; None: any age
+
+    def __post_init__(self) -> None:
+        if self.max_alerts < 1:
+            raise ValueError("max_alerts is at least 1")
+        if self.max_age_days is not None and not 0 < self.max_age_days <= 36_500:
+            raise ValueError("max_age_days is above 0 and at most 36500")
+
+
+@dataclass(frozen=True, slots=True)
 class AlertSettings:
     """Where alerts go."""
 
@@ -154,3 +184,4 @@ class AlertSettings:
     # Of alerts that leave, for sinks that set none of their own. Informational matches say what
     # went on, not that it was wrong: they stand in verdicts, recordings and reports.
     min_severity: SeverityName = "low"
+    triage: TriageSettings = field(default_factory=TriageSettings)

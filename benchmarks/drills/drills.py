@@ -51,7 +51,7 @@ def drills(scale: Scale, directory: Path, report: Report) -> Iterator[Outcome]:
     """Each in turn, in ``directory``."""
     yield kills(scale, directory / "kills.sqlite", report)
     yield from away(scale, directory / "away.sqlite", report)
-    yield collector_away(scale, report)
+    yield collector_away(scale, directory / "collector.sqlite", report)
     yield disk_full(scale, directory / "disk.sqlite", report)
     yield damaged(scale, directory / "damaged.sqlite", report)
 
@@ -146,11 +146,12 @@ def _finish(emitter: Emitter, cluster: Cluster, outcome: Outcome, numbers: range
     outcome.repeats, outcome.reorderings = found.repeats, found.reorderings
 
 
-def collector_away(scale: Scale, report: Report) -> Outcome:
-    """Nobody listens where spans go; the sink keeps what it can and counts the rest."""
+def collector_away(scale: Scale, outbox: Path, report: Report) -> Outcome:
+    """Nobody listens where spans go: alerts wait in the outbox, and what is dropped is counted."""
     emitter = Emitter(
         kind="otel",
         endpoint=f"http://127.0.0.1:{free_port()}",
+        outbox=str(outbox),
         count=10**9,
         rate=scale.rate_per_s,
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from drills.alerts import alert, policy
 from nae_monitor.alert.kafka import KafkaSink
-from nae_monitor.alert.otel import OtelSink
+from nae_monitor.alert.otlp import OtlpSink
 from nae_monitor.alert.sink import Sink
 from nae_monitor.health import Health
 from nae_monitor.sink_settings import KafkaSettings, OtelSettings
@@ -60,10 +60,11 @@ def _emit(sink: Sink, number: int) -> float:
 
 def build(options: Mapping[str, Any]) -> Sink:
     if options["kind"] == "otel":
-        return OtelSink(OtelSettings(options["endpoint"]), policy(), Health())
-    settings = KafkaSettings(options["bootstrap"], outbox=options["outbox"])
+        settings = OtelSettings(options["endpoint"], outbox=options["outbox"])
+        return OtlpSink(settings, policy(), Health())
+    kafka = KafkaSettings(options["bootstrap"], outbox=options["outbox"])
     timeout_s = options.get("delivery_timeout_s", 10.0)
-    return KafkaSink(settings, policy(), Health(), delivery_timeout_s=timeout_s)
+    return KafkaSink(kafka, policy(), Health(), delivery_timeout_s=timeout_s)
 
 
 def _tell(sink: Sink, recovered: int, costs: list[float]) -> None:

@@ -18,6 +18,7 @@ from nae_monitor.alert.jsonl import JsonlSink
 from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.alert.otel import OtelSink
+from nae_monitor.alert.otlp import OtlpSink
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
@@ -178,7 +179,7 @@ def build_sinks(
         built.close(1.0)
         raise ConfigurationError(problems)
     for sink in sinks.values():
-        if isinstance(sink, OtelSink):
+        if isinstance(sink, OtelSink | OtlpSink):
             sink.observe(built.stats)
     return built
 
@@ -239,6 +240,8 @@ def _build(
             return JsonlSink(one.options, policy, health, name)
         case KafkaSettings():
             return KafkaSink(one.options, policy, health, name=name)
+        case OtelSettings(endpoint=str()):
+            return OtlpSink(one.options, policy, health, name=name)
         case OtelSettings():
             return OtelSink(one.options, policy, health, name=name)
         case WebhookSettings():

@@ -14,13 +14,15 @@ from nae_monitor.alert.outbox_file import is_broken
 from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import log
-from nae_monitor.alert.threaded import ThreadedSink
+from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S, ThreadedSink
 from nae_monitor.health import Health
 
 BATCH_ALERTS = 400  # of one commit, which waits for the disk
 MOST_ACKED = 2000  # rows to forget that may wait for the next commit of alerts
 FORGET_PAUSE_S = 1.0  # after the disk refused
+POLL_S = 0.01  # while something is on its way
 EPOCH = "sequence_epoch"
+_ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
 
 
 class DurableSink(ThreadedSink[list[Entry]]):
@@ -57,9 +59,19 @@ class DurableSink(ThreadedSink[list[Entry]]):
         self._outbox = self._open_outbox()
         self._ensure_thread()
 
+    @property
+    def _far_end(self) -> str:
+        """What the log calls the far end."""
+        return "the far end"
+
     @abstractmethod
     def _transmit(self, outbox: Outbox) -> None:
         """Send what can be sent now, and note what was acknowledged in ``_acked``."""
+
+    @property
+    @abstractmethod
+    def _is_sending(self) -> bool:
+        """Whether an answer of the far end may come at any moment."""
 
     @abstractmethod
     def _recall(self) -> list[Row]:
@@ -71,6 +83,7 @@ class DurableSink(ThreadedSink[list[Entry]]):
 
     def _start_afresh(self) -> None:
         if self._outbox is not None:
+            _ABANDONED.append(self._outbox)
             self._outbox.let_go()
         self._outbox = None
         self._acked: set[int] = set()  # acknowledged, not yet deleted
@@ -78,6 +91,8 @@ class DurableSink(ThreadedSink[list[Entry]]):
         self._events = self._bytes = 0
         self._oldest_unix_ns: int | None = None
         self._told_down: set[str] = set()
+        self._send_at_s = 0.0
+        self._send_pause_s = 0.0
         super()._start_afresh()
 
     def _open_outbox(self) -> Outbox:
@@ -99,6 +114,34 @@ class DurableSink(ThreadedSink[list[Entry]]):
         """Copy what :meth:`stats` shows, which other threads ask for."""
         self._events, self._bytes = outbox.events - len(self._acked), outbox.size_bytes
         self._oldest_unix_ns = outbox.oldest_unix_ns()
+
+    def _wait_s(self) -> float:
+        usual_s = super()._wait_s()
+        if self._is_sending:
+            return min(usual_s, POLL_S)
+        if self._events:
+            return min(usual_s, max(POLL_S / 10, self._send_at_s - time.monotonic()))
+        return usual_s
+
+    def _pause_sending(self, why: str) -> None:
+        """The far end takes nothing now: wait, longer each time."""
+        self._tally.count(f"retried.{why}")
+        self._send_pause_s = min(BACKOFF_LAST_S, max(BACKOFF_FIRST_S, self._send_pause_s * 2))
+        self._send_at_s = time.monotonic() + self._send_pause_s
+        if "far end" not in self._told_down:
+            self._told_down.add("far end")
+            log.warning(
+                "sink %s: %s does not take alerts (%s); they wait in the outbox",
+                self.name,
+                self._far_end,
+                why,
+            )
+
+    def _is_up(self) -> None:
+        self._send_pause_s = 0.0
+        if "far end" in self._told_down:
+            self._told_down.discard("far end")
+            log.warning("sink %s: %s takes alerts again", self.name, self._far_end)
 
     def _queued(self) -> None:
         """On the queue is not accepted yet: the outbox's commit is."""

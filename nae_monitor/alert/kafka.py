@@ -33,14 +33,13 @@ from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import log
-from nae_monitor.alert.threaded import BACKOFF_FIRST_S, BACKOFF_LAST_S
+from nae_monitor.alert.threaded import BACKOFF_LAST_S
 from nae_monitor.health import Health
 from nae_monitor.records import Alert
 from nae_monitor.sink_settings import KafkaSettings
 
 MAX_IN_FLIGHT_RECORDS = 1000
 DELIVERY_TIMEOUT_S = 10.0
-POLL_S = 0.01
 CLOSE_PRODUCER_S = 0.3
 # Of the event: no broker will ever take it.
 REFUSED = (
@@ -51,7 +50,7 @@ REFUSED = (
 )
 # Of the topic: no event may go there, for now.
 CLOSED_TOPIC = (TopicAuthorizationFailedError, InvalidTopicError)
-_ABANDONED: list[object] = []  # a parent's connections: closing them in a fork could hurt it
+_ABANDONED: list[object] = []  # a parent's producers: closing them in a fork could hurt it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +98,19 @@ class KafkaSink(DurableSink):
         )
 
     def _start_afresh(self) -> None:
-        _ABANDONED.extend(x for x in (self._outbox, self._producer) if x is not None)
+        _ABANDONED.append(self._producer)
         self._producer = None
         self._in_flight: dict[int, _Flight] = {}  # by row, in the order of sending
         self._cursor = 0  # rows up to here are acknowledged, in flight or gone
         self._topics = RouteTopics(self._settings)
         self._heart = Heart(self._health, self._settings.heartbeat_s)
         self._beat: Any = None  # the future of a heartbeat on its way
-        self._is_down = False
-        self._send_at_s = 0.0
-        self._send_pause_s = 0.0
         self._unheard_since_s: float | None = None  # since when no send could begin
         super()._start_afresh()
 
-    def _wait_s(self) -> float:
-        usual_s = super()._wait_s()
-        if self._in_flight:
-            return min(usual_s, POLL_S)
-        if self._events:
-            return min(usual_s, max(POLL_S / 10, self._send_at_s - time.monotonic()))
-        return usual_s
+    @property
+    def _far_end(self) -> str:
+        return self._settings.bootstrap
 
     def _prepared(self, alert: Alert) -> list[Entry]:
         """The alert's event, once for each topic that its routes lead to."""
@@ -134,6 +126,10 @@ class KafkaSink(DurableSink):
 
     def _on_wire(self) -> frozenset[int]:
         return frozenset(self._in_flight)
+
+    @property
+    def _is_sending(self) -> bool:
+        return bool(self._in_flight)
 
     def _recall(self) -> list[Row]:
         rows = [flight.row for flight in self._in_flight.values()]
@@ -188,7 +184,7 @@ class KafkaSink(DurableSink):
     def _leave_topic(self, topic: str, error: Exception) -> None:
         """A route's topic is left for a while; without the sink's own there is only waiting."""
         if topic == self._settings.topic:
-            self._pause_sending(error)
+            self._pause_sending(type(error).__name__)
         elif self._topics.refused(topic):
             log.warning(
                 "sink %s: topic %s refuses this client (%s); what is meant for it goes to %s",
@@ -277,7 +273,7 @@ class KafkaSink(DurableSink):
         if not isinstance(error, KafkaTimeoutError) or self._is_overdue(self._unheard_since_s):
             self._start_over(error)
         else:
-            self._pause_sending(error)
+            self._pause_sending(type(error).__name__)
 
     def _is_overdue(self, since_s: float) -> bool:
         return time.monotonic() - since_s > self._delivery_timeout_s * 1.2
@@ -287,26 +283,7 @@ class KafkaSink(DurableSink):
         self._recall()
         self._beat = None
         self._unheard_since_s = None
-        self._pause_sending(error)
-
-    def _pause_sending(self, error: Exception) -> None:
-        self._tally.count(f"retried.{type(error).__name__}")
-        self._send_pause_s = min(BACKOFF_LAST_S, max(BACKOFF_FIRST_S, self._send_pause_s * 2))
-        self._send_at_s = time.monotonic() + self._send_pause_s
-        if not self._is_down:
-            self._is_down = True
-            log.warning(
-                "sink %s: %s does not take alerts (%s); they wait in the outbox",
-                self.name,
-                self._settings.bootstrap,
-                type(error).__name__,
-            )
-
-    def _is_up(self) -> None:
-        self._send_pause_s = 0.0
-        if self._is_down:
-            self._is_down = False
-            log.warning("sink %s: %s takes alerts again", self.name, self._settings.bootstrap)
+        self._pause_sending(type(error).__name__)
 
     def _discard_producer(self, timeout_s: float) -> None:
         producer, self._producer = self._producer, None

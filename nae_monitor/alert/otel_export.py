@@ -116,11 +116,6 @@ class OtlpTelemetry:
         self._meters.shutdown()
 
 
-def open_telemetry(endpoint: str | None) -> Telemetry:
-    """The host's providers, or our own where an endpoint is given."""
-    return HostTelemetry() if endpoint is None else OtlpTelemetry(endpoint)
-
-
 def otlp_missing() -> bool:
     """Whether the optional exporter package is absent."""
     try:

@@ -18,7 +18,9 @@ from typing import Any, Literal
 import platformdirs
 
 from nae_monitor.alert.read_alert import ReadAlert, read_alert
+from nae_monitor.alert.triage_bounds import thin
 from nae_monitor.errors import InputDataError
+from nae_monitor.sink_settings import TriageSettings
 
 Label = Literal["tp", "fp", ""]
 VERSION = 1
@@ -92,13 +94,15 @@ def default_store() -> Path:
 class TriageStore:
     """Open with ``with``. For one thread; several processes may use one file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file, readable by its owner only.
+    def __init__(self, path: Path, bounds: TriageSettings | None = None) -> None:
+        """Open or make the file, readable by its owner only; ``bounds`` hold from the next add.
 
         Raises:
             InputDataError: it cannot be opened, or is no triage store of this version.
         """
         self._path = path
+        self._bounds = bounds or TriageSettings()
+        self.forgotten = 0  # alerts that went because the store was full, or they too old
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -118,6 +122,7 @@ class TriageStore:
     def _prepare(self) -> None:
         with contextlib.closing(self._db.cursor()) as cursor:
             cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA secure_delete=ON")  # what is forgotten is not in the file either
             cursor.execute("BEGIN IMMEDIATE")  # two first users at once make one table
             found = cursor.execute("PRAGMA user_version").fetchone()[0]
             tables = cursor.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -131,6 +136,8 @@ class TriageStore:
 
     def add(self, alerts: Iterable[ReadAlert]) -> int:
         """Take alerts in; one that is there already keeps its state and label.
+
+        Then the store's bounds are kept: see :func:`~nae_monitor.alert.triage_bounds.thin`.
 
         Returns:
             how many were new.
@@ -155,7 +162,9 @@ class TriageStore:
                 " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 rows,
             )
-        return self._db.total_changes - before
+            new = self._db.total_changes - before
+            self.forgotten += thin(self._db, self._bounds)
+        return new
 
     def alerts(self, wanted: Wanted | None = None) -> Iterator[Triaged]:
         """The alerts wanted, oldest first."""

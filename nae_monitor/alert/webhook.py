@@ -19,11 +19,13 @@ from urllib.parse import SplitResult, urlsplit
 import urllib3
 
 from nae_monitor.alert import webhook_body
-from nae_monitor.alert.event import occurrence_id
 from nae_monitor.alert.ocsf import PACKAGE_VERSION
-from nae_monitor.alert.privacy import ContentPolicy, RedactedAlert
-from nae_monitor.alert.sink import log
-from nae_monitor.alert.threaded import RetryingSink
+from nae_monitor.alert.outbox import UNREADABLE, Outbox
+from nae_monitor.alert.outbox_place import outbox_path
+from nae_monitor.alert.outbox_rows import Row
+from nae_monitor.alert.privacy import ContentPolicy
+from nae_monitor.alert.relaying import DELIVERED, Fate, RelayingSink
+from nae_monitor.alert.restored_alert import attributes_of, restored
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.sink_settings import WebhookSettings
@@ -33,13 +35,15 @@ ANSWER_BYTES = 4096  # read of an answer, so that its connection can be used aga
 _LATER = frozenset({408, 425, 429})  # and every 5xx: the same request may be taken later
 
 
-class WebhookSink(RetryingSink):
-    """``delivered`` means answered with 2xx. What waits for its turn is in memory only.
+class WebhookSink(RelayingSink):
+    """``delivered`` means answered with 2xx.
 
     A far end that is away, slow, or says later (408, 425, 429, 5xx) is tried again with growing
-    pauses, and not before its ``Retry-After``; alerts wait, in order. Any other answer, a
-    redirect among them, refuses the alert: it is dropped as ``refused``.
+    pauses, and not before its ``Retry-After``; alerts wait in the outbox, in order. Any other
+    answer, a redirect among them, refuses the alert: it is set aside and counted as ``refused``.
     """
+
+    batch_rows = 10
 
     def __init__(
         self,
@@ -49,6 +53,12 @@ class WebhookSink(RetryingSink):
         name: str = "webhook",
         environ: Mapping[str, str] | None = None,
     ) -> None:
+        """Open the outbox and start sending what an earlier process left in it.
+
+        Raises:
+            OSError: the outbox cannot be written, or is something else.
+            sqlite3.Error: SQLite cannot use it.
+        """
         env = os.environ if environ is None else environ
         self._settings = settings
         self._url = url_of(settings, env)
@@ -56,55 +66,64 @@ class WebhookSink(RetryingSink):
         self._key = webhook_body.secret_bytes(secret) if secret else None
         ca_file = settings.ca_file and str(Path(settings.ca_file).expanduser())
         self._tls = ssl.create_default_context(cafile=ca_file)
-        super().__init__(name, policy, health, settings.queue_events)
+        super().__init__(
+            name,
+            policy,
+            health,
+            queue_events=settings.queue_events,
+            path=outbox_path(settings),
+            max_bytes=settings.outbox_bytes,
+        )
 
     def _start_afresh(self) -> None:
         self._pool: urllib3.PoolManager | None = None  # its sockets would be the parent's too
         self._not_before_s = 0.0
-        self._is_down = False
         super()._start_afresh()
 
-    def _deliver(self, alerts: Sequence[RedactedAlert]) -> int:
-        for done, alert in enumerate(alerts):
-            if time.monotonic() >= self._stop_at_s or not self._is_settled(alert):
-                return done
-        return len(alerts)
+    def _carry(self, rows: Sequence[Row]) -> list[Fate]:
+        fates: list[Fate] = []
+        for row in rows:
+            fate = None if time.monotonic() >= self._stop_at_s else self._fate_of(row)
+            if fate is None:
+                break
+            fates.append(fate)
+        return fates
 
-    def _delivered(self, alerts: int) -> None:
-        """Counted one by one: some were refused."""
-
-    def _is_settled(self, alert: RedactedAlert) -> bool:
-        """Whether the far end took or refused it."""
+    def _fate_of(self, row: Row) -> Fate | None:
+        """Delivered, refused, or None: later."""
         try:
-            status, retry_after = self._post(alert)
+            event_id, body = self._body(row)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return Fate(UNREADABLE)
+        try:
+            status, retry_after = self._post(event_id, body)
         except urllib3.exceptions.HTTPError as error:
-            self._later(type(error).__name__)
-            return False
+            self._why_later = type(error).__name__
+            return None
         if status in _LATER or status >= 500:
             self._not_before_s = time.monotonic() + wait_s(retry_after)
-            self._later(str(status))
-            return False
-        self._is_down = False
+            self._why_later = str(status)
+            return None
         if 200 <= status < 300:
-            self._tally.count("delivered")
-        else:
-            self._tally.count(f"answered.{status}")
-            self._tally.dropped("refused")
-        return True
+            return DELIVERED
+        self._tally.count(f"answered.{status}")
+        return Fate(f"answered_{status}")
 
-    def _post(self, alert: RedactedAlert) -> tuple[int, str]:
-        """The status of the answer and its ``Retry-After``."""
+    def _body(self, row: Row) -> tuple[str, bytes]:
+        event_id = attributes_of(row)["id"]
         if self._settings.format == "slack":
-            body = webhook_body.slack_body(alert)
-        else:
-            body = webhook_body.event_body(alert, self._policy)
+            return event_id, webhook_body.slack_body(restored(row), event_id)
+        return event_id, webhook_body.event_body(row)
+
+    def _post(self, event_id: str, body: bytes) -> tuple[int, str]:
+        """The status of the answer and its ``Retry-After``."""
         if self._pool is None:
             self._pool = urllib3.PoolManager(num_pools=1, ssl_context=self._tls)
         answer = self._pool.request(
             "POST",
             self._url,
             body=body,
-            headers=self._headers(occurrence_id(alert), body),
+            headers=self._headers(event_id, body),
             timeout=urllib3.Timeout(total=self._settings.timeout_s),
             retries=False,
             redirect=False,
@@ -133,17 +152,12 @@ class WebhookSink(RetryingSink):
             headers["webhook-signature"] = signed
         return headers
 
-    def _later(self, why: str) -> None:
-        self._tally.count(f"retried.{why}")
-        if not self._is_down:
-            self._is_down = True
-            log.warning("sink %s: not taken (%s); alerts wait in memory", self.name, why)
+    def _pause_sending(self, why: str) -> None:
+        super()._pause_sending(why)
+        self._send_at_s = max(self._send_at_s, self._not_before_s)
 
-    def _pause(self) -> None:
-        super()._pause()
-        self._retry_at_s = max(self._retry_at_s, self._not_before_s)
-
-    def _finish(self) -> None:
+    def _let_go(self, outbox: Outbox) -> None:
+        super()._let_go(outbox)
         if self._pool is not None:
             self._pool.clear()
 

@@ -13,9 +13,13 @@ import binascii
 import hmac
 from typing import Any
 
-from nae_monitor.alert.event import conversation_id, occurrence_id, to_event, to_json
+import orjson
+
+from nae_monitor.alert.event import conversation_id, to_json
 from nae_monitor.alert.ocsf import finite
-from nae_monitor.alert.privacy import HASH_PREFIX, ContentPolicy, RedactedAlert
+from nae_monitor.alert.outbox_rows import Row
+from nae_monitor.alert.privacy import HASH_PREFIX, RedactedAlert
+from nae_monitor.alert.restored_alert import attributes_of
 from nae_monitor.alert.wording import matched_words
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - says what follows
@@ -43,19 +47,26 @@ def signature(key: bytes, event_id: str, timestamp_s: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
 
 
-def event_body(alert: RedactedAlert, policy: ContentPolicy) -> bytes:
-    """The CloudEvent in structured JSON, as the jsonl sink writes it."""
-    return to_json(to_event(alert, policy).structured())
+def event_body(row: Row) -> bytes:
+    """The CloudEvent in structured JSON, as the jsonl sink writes it.
+
+    Raises:
+        ValueError: the row's value is no JSON.
+    """
+    attributes: dict[str, Any] = {**attributes_of(row)}
+    attributes["severitynumber"] = int(attributes["severitynumber"])
+    kind = {"datacontenttype": "application/json"}
+    return to_json({**attributes, **kind, "data": orjson.loads(row.value)})
 
 
-def slack_body(alert: RedactedAlert) -> bytes:
+def slack_body(alert: RedactedAlert, event_id: str) -> bytes:
     """A message in blocks of plain text, in which nothing of an alert can act as markup."""
     title = f"{alert.severity.upper()} {alert.title}"
     texts = [_facts(alert), *_content(alert)]
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": _plain(title, SLACK_TITLE_CHARS)},
         *({"type": "section", "text": _plain(text, SLACK_TEXT_CHARS)} for text in texts),
-        {"type": "context", "elements": [_plain(f"alert {occurrence_id(alert)}", 300)]},
+        {"type": "context", "elements": [_plain(f"alert {event_id}", 300)]},
     ]
     return to_json({"text": _escaped(title[:SLACK_TITLE_CHARS]), "blocks": blocks})
 

@@ -30,7 +30,8 @@ def group() -> None:
 def tail(
     file: Annotated[Path | None, typer.Argument(help="A file of the jsonl sink.")] = None,
     kafka: source.KafkaOption = None,
-    topic: source.TopicOption = "nae.alerts",
+    topic: source.TopicOption = None,
+    config: source.ReadConfigOption = None,
     group: source.GroupOption = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Wait for further alerts until Ctrl-C.")
@@ -38,7 +39,7 @@ def tail(
     as_json: JsonOption = False,
 ) -> None:
     """Print alerts, oldest first. What is no alert event is skipped and counted."""
-    reader = source.reader_of(file, kafka, topic, group, follow)
+    reader = source.reader_of(file, kafka, topic, group, follow, config)
     try:
         _show(reader, as_json)
     finally:

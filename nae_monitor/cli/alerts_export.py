@@ -58,7 +58,7 @@ def schema(
     event: Annotated[
         bool, typer.Option("--event", help="Of a whole line of the jsonl sink instead.")
     ] = False,
-    topic: source.TopicOption = "nae.alerts",
+    topic: Annotated[str, typer.Option(help="The topic that the document names.")] = source.TOPIC,
 ) -> None:
     """Print the JSON Schema (draft 2020-12) of an alert event's value, the OCSF finding."""
     from nae_monitor.alert.asyncapi import asyncapi_document

@@ -13,8 +13,9 @@ from nae_monitor.cli.configuration import ConfigOption, JsonOption, settings_fro
 from nae_monitor.cli.terminal import json_line, output, quiet_libraries
 
 if TYPE_CHECKING:
+    from nae_monitor.alert import ContentPolicy
+    from nae_monitor.alert.outbox_place import Relayed
     from nae_monitor.settings import Settings
-    from nae_monitor.sink_settings import KafkaSettings
 
 POLL_S = 0.1
 
@@ -26,24 +27,28 @@ def resend(
         typer.Option("--from", help="A damaged outbox that was moved aside: send what is left."),
     ] = None,
     refused: Annotated[
-        bool, typer.Option(help="Send again what the brokers refused before.")
+        bool, typer.Option(help="Send again what the far end refused before.")
     ] = True,
     wait_s: Annotated[
-        float, typer.Option("--wait", min=0.0, help="Seconds to wait for the brokers.")
+        float, typer.Option("--wait", min=0.0, help="Seconds to wait for the far end.")
     ] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Send what the outboxes of the kafka sinks hold; exit code 1 where something stays.
+    """Send what the outboxes of the sinks hold; exit code 1 where something stays.
+
+    Sinks with an outbox are kafka, webhook, and otel with an endpoint.
 
     Where a monitor is running on an outbox, it sends what this command put back.
     """
     quiet_libraries()
     settings = settings_from(config)
-    sinks = _kafka_sinks(settings)
+    sinks = _relayed_sinks(settings)
     if not sinks:
-        raise typer.BadParameter("the configuration has no kafka sink")
+        raise typer.BadParameter("the configuration has no sink with an outbox")
     if damaged is not None and len(sinks) > 1:
-        raise typer.BadParameter("--from needs a configuration with one kafka sink")
+        sinks = [one for one in sinks if _is_of(damaged, one)]
+        if len(sinks) != 1:
+            raise typer.BadParameter("--from names a file that lies beside no sink's outbox")
     results = [_resend(one, settings, damaged, refused, wait_s) for one in sinks]
     for result in results:
         if as_json:
@@ -54,18 +59,31 @@ def resend(
         raise typer.Exit(1)
 
 
-def _kafka_sinks(settings: Settings) -> list[KafkaSettings]:
-    from nae_monitor.sink_settings import KafkaSettings
+def _relayed_sinks(settings: Settings) -> list[Relayed]:
+    from nae_monitor.sink_settings import KafkaSettings, OtelSettings, WebhookSettings
 
     options = (sink.options for sink in settings.alert.sinks)
-    return [one for one in options if isinstance(one, KafkaSettings)]
+    return [
+        one
+        for one in options
+        if isinstance(one, KafkaSettings | WebhookSettings)
+        or (isinstance(one, OtelSettings) and one.endpoint is not None)
+    ]
+
+
+def _is_of(damaged: Path, options: Relayed) -> bool:
+    from nae_monitor.alert.outbox_place import outbox_path
+    from nae_monitor.alert.resend import moved_aside
+
+    beside = (path.resolve() for path in moved_aside(outbox_path(options)))
+    return damaged.resolve() in beside
 
 
 def _resend(
-    options: KafkaSettings, settings: Settings, damaged: Path | None, refused: bool, wait_s: float
+    options: Relayed, settings: Settings, damaged: Path | None, refused: bool, wait_s: float
 ) -> dict[str, Any]:
     from nae_monitor.alert import ContentPolicy, resend
-    from nae_monitor.alert.kafka_address import outbox_path
+    from nae_monitor.alert.outbox_place import outbox_path
     from nae_monitor.errors import InputDataError
 
     base, policy = outbox_path(options), ContentPolicy(settings.privacy)
@@ -86,12 +104,12 @@ def _resend(
     return result
 
 
-def _send(options: KafkaSettings, policy: Any, wait_s: float) -> int:
+def _send(options: Relayed, policy: ContentPolicy, wait_s: float) -> int:
     """Run the sink on its outbox until that is empty, or the time is over."""
-    from nae_monitor.alert.kafka import KafkaSink
+    from nae_monitor.alert.relayed import open_sink
     from nae_monitor.health import Health
 
-    sink = KafkaSink(options, policy, Health())
+    sink = open_sink(options, policy, Health())
     end_s = time.monotonic() + wait_s
     try:
         while sink.stats()["pending"] and time.monotonic() < end_s:

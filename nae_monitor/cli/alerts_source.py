@@ -9,16 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nae_monitor.cli.terminal import error_line
+from nae_monitor.errors import Mark
 
 if TYPE_CHECKING:
     from nae_monitor.alert import JsonlTail, KafkaTail
     from nae_monitor.alert.triage import TriageStore
+    from nae_monitor.sink_settings import KafkaSettings, TriageSettings
 
 KAFKA_QUIET_S = 5.0
 KafkaOption = Annotated[
     str | None, typer.Option("--kafka", metavar="HOST:PORT", help="Brokers of the kafka sink.")
 ]
-TopicOption = Annotated[str, typer.Option(help="The kafka sink's topic.")]
+TOPIC = "nae.alerts"
+TopicOption = Annotated[
+    str | None, typer.Option(help=f"The topic. Without: the configuration's, or {TOPIC}.")
+]
+ReadConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Read from the kafka sink of this YAML, with its TLS and SASL."
+    ),
+]
 GroupOption = Annotated[
     str | None, typer.Option(help="Consumer group: go on where it was. Without: from the oldest.")
 ]
@@ -31,20 +42,49 @@ StoreOption = Annotated[
 def reader_of(
     file: Path | None,
     kafka: str | None,
-    topic: str,
+    topic: str | None,
     group: str | None = None,
     follow: bool = False,
+    config: Path | None = None,
 ) -> JsonlTail | KafkaTail:
-    """The one source that was named."""
+    """The one source that was named: a file, or brokers, perhaps as a configuration has them."""
     from nae_monitor.alert import JsonlTail, KafkaTail
+    from nae_monitor.alert.kafka_security import security
 
-    if (file is None) == (kafka is None):
-        raise typer.BadParameter("name either a file or --kafka HOST:PORT")
+    if (file is None) == (kafka is None and config is None):
+        raise typer.BadParameter("name either a file, or --kafka HOST:PORT, or --config FILE")
     if file is not None:
         return JsonlTail(file, follow=follow)
-    _refuse_silent_broker(kafka or "", topic)
+    settings = _kafka_settings(kafka, topic, config)
+    _refuse_silent_broker(settings, Mark("--kafka" if config is None else str(config)))
     quiet_s = math.inf if follow else KAFKA_QUIET_S
-    return KafkaTail(kafka or "", topic, group=group, timeout_s=quiet_s)
+    return KafkaTail(
+        settings.bootstrap,
+        settings.topic,
+        group=group,
+        timeout_s=quiet_s,
+        client=security(settings),
+    )
+
+
+def _kafka_settings(kafka: str | None, topic: str | None, config: Path | None) -> KafkaSettings:
+    """Brokers and topic as they were given, and what the configuration says of TLS and SASL."""
+    from nae_monitor.settings import Settings
+    from nae_monitor.sink_settings import KafkaSettings
+
+    if config is None:
+        return KafkaSettings(kafka or "", topic or TOPIC)
+    options = (sink.options for sink in Settings.from_yaml(config).alert.sinks)
+    sinks = [one for one in options if isinstance(one, KafkaSettings)]
+    if len(sinks) > 1:
+        sinks = [one for one in sinks if one.bootstrap == kafka or one.topic == topic]
+    if len(sinks) != 1:
+        raise typer.BadParameter(
+            f"{config} has {len(sinks) or 'no'} kafka sinks to read from; name one by --topic or"
+            " --kafka"
+        )
+    (sink,) = sinks
+    return KafkaSettings(kafka or sink.bootstrap, topic or sink.topic, tls=sink.tls, sasl=sink.sasl)
 
 
 def tell_skipped(reader: JsonlTail | KafkaTail) -> None:
@@ -53,7 +93,9 @@ def tell_skipped(reader: JsonlTail | KafkaTail) -> None:
         error_line(f"{reader.skipped} entries are no alert events and were skipped", "note: ")
 
 
-def open_store(path: Path | None, *, must_exist: bool = True) -> TriageStore:
+def open_store(
+    path: Path | None, *, must_exist: bool = True, bounds: TriageSettings | None = None
+) -> TriageStore:
     """The triage store.
 
     Raises:
@@ -65,19 +107,20 @@ def open_store(path: Path | None, *, must_exist: bool = True) -> TriageStore:
     path = path or default_store()
     if must_exist and not path.exists():
         raise InputDataError(f"{path}: is not there; make it with `nae-monitor alerts import`")
-    return TriageStore(path)
+    return TriageStore(path, bounds)
 
 
-def _refuse_silent_broker(bootstrap: str, topic: str) -> None:
+def _refuse_silent_broker(settings: KafkaSettings, where: Mark) -> None:
     """Raise ConfigurationError where nobody answers: it would look like a topic without alerts."""
-    from nae_monitor.alert import kafka_address
+    from nae_monitor.alert import kafka_address, kafka_probe
+    from nae_monitor.alert.kafka_security import problems_of_security
     from nae_monitor.cli.network import unreachable_brokers
-    from nae_monitor.errors import ConfigurationError, Mark, Problem
-    from nae_monitor.sink_settings import KafkaSettings
+    from nae_monitor.errors import ConfigurationError, Problem
 
-    where = Mark("--kafka")
-    problems = kafka_address.check(KafkaSettings(bootstrap, topic), where)
-    if not problems and (why := unreachable_brokers(kafka_address.servers(bootstrap))):
+    problems = kafka_address.check(settings, where) or problems_of_security(settings, where)
+    if not problems and (why := unreachable_brokers(kafka_address.servers(settings.bootstrap))):
         problems = [Problem(where, why, "start the broker, or name another")]
+    if not problems and (settings.tls or settings.sasl):
+        problems = kafka_probe.problems_of(settings, where)
     if problems:
         raise ConfigurationError(problems)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nae_monitor.cli import alerts_source as source
-from nae_monitor.cli.configuration import JsonOption
+from nae_monitor.cli.configuration import JsonOption, settings_from
 from nae_monitor.cli.terminal import error_line, json_line, output, printable
 
 if TYPE_CHECKING:
-    from nae_monitor.alert.triage import Label, Triaged
+    from nae_monitor.alert.triage import Label, Triaged, TriageStore
 
 SHOWN_ID_CHARS = 8
 STYLES = {
@@ -54,12 +54,20 @@ SeverityOption = Annotated[
 def take_in(
     file: Annotated[Path | None, typer.Argument(help="A file of the jsonl sink.")] = None,
     kafka: source.KafkaOption = None,
-    topic: source.TopicOption = "nae.alerts",
+    topic: source.TopicOption = None,
+    config: source.ReadConfigOption = None,
     store: source.StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take alerts into the triage store. Those that are there keep their labels."""
-    reader = source.reader_of(file, kafka, topic)
+    """Take alerts into the triage store. Those that are there keep their labels.
+
+    The store is bounded, by `alert.triage` of the configuration: what goes is said.
+    """
+    settings = settings_from(config)
+    if file is not None and kafka is None:
+        reader = source.reader_of(file, None, None)
+    else:
+        reader = source.reader_of(file, kafka, topic, config=config)
     count = 0
 
     def counted() -> Any:
@@ -68,13 +76,15 @@ def take_in(
             count += 1
             yield alert
 
-    with source.open_store(store, must_exist=False) as opened:
+    with source.open_store(store, must_exist=False, bounds=settings.alert.triage) as opened:
         new = opened.add(counted())
+        gone = opened.forgotten
     source.tell_skipped(reader)
     if as_json:
-        json_line({"read": count, "new": new})
+        json_line({"read": count, "new": new, "forgotten": gone})
     else:
-        output().print(f"{count} alerts read, {new} of them new")
+        told = f", {gone} forgotten, as alert.triage bounds the store" if gone else ""
+        output().print(f"{count} alerts read, {new} of them new{told}")
 
 
 def list_alerts(
@@ -128,11 +138,14 @@ def ack(
     ids: IdsArgument,
     note: NoteOption = "",
     store: source.StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say that you have taken alerts on. All ids are looked up before anything is changed."""
     with source.open_store(store) as opened:
-        for one in [opened.find(id_) for id_ in ids]:
+        found = [opened.find(id_) for id_ in ids]
+        for one in found:
             opened.ack(one.alert, note, _who())
+        _tell(opened, found, as_json)
 
 
 def label(
@@ -142,11 +155,14 @@ def label(
     ],
     note: NoteOption = "",
     store: source.StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say whether alerts were right. All ids are looked up before anything is changed."""
     with source.open_store(store) as opened:
-        for one in [opened.find(id_) for id_ in ids]:
+        found = [opened.find(id_) for id_ in ids]
+        for one in found:
             opened.label(one.alert, _label(verdict), note, _who())
+        _tell(opened, found, as_json)
 
 
 def labels(
@@ -201,6 +217,18 @@ def _print_samples(
     return len(missing)
 
 
+def _tell(store: TriageStore, changed: list[Triaged], as_json: bool) -> None:
+    """With --json: what each of them is now."""
+    for before in changed if as_json else ():
+        now = store.find(before.alert.id)
+        named = {"id": now.alert.id, "source": now.alert.source}
+        json_line({**named, **_state(now)})
+
+
+def _state(one: Triaged) -> dict[str, Any]:
+    return {"acked": one.is_acked, "label": one.label or None, "note": one.note}
+
+
 def _label(verdict: Verdict) -> Label:
     given: dict[Verdict, Label] = {Verdict.TP: "tp", Verdict.FP: "fp", Verdict.NONE: ""}
     return given[verdict]
@@ -223,7 +251,7 @@ def _who() -> str:
 
 def _as_json(one: Triaged) -> dict[str, Any]:
     event = {**one.alert.attributes, "data": one.alert.data}
-    return {"acked": one.is_acked, "label": one.label or None, "note": one.note, "event": event}
+    return {**_state(one), "event": event}
 
 
 def _print_table(alerts: list[Triaged]) -> None:

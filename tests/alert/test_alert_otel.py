@@ -7,13 +7,9 @@ from typing import Any
 import pytest
 from alert_parts import (
     CANARIES,
-    Collector,
-    OtlpReceiver,
-    free_port,
     make_alert,
     make_evidence,
     make_policy,
-    wait_until,
 )
 from opentelemetry import trace
 from opentelemetry.sdk._logs import LoggerProvider
@@ -213,73 +209,6 @@ def test_health_and_alerts_are_metrics(health: Health) -> None:
     assert points["nae.tokens.dropped"] == {(("nae.reason", "queue_full"),): 2}
     assert list(points["nae.alerts"].values()) == [1]
     assert points["nae.sink.alerts"][("nae.outcome", "otel.delivered"),] == 1
-
-
-def test_spans_events_and_metrics_reach_a_real_collector(
-    collector: str, receiver: OtlpReceiver, health: Health
-) -> None:
-    sink = OtelSink(OtelSettings(collector), make_policy(), health)
-    sink.emit(make_alert(0))
-    unsampled = replace(make_alert(1).request, trace=TraceRef(5, 6, 0))
-    sink.emit(make_alert(1, request=unsampled))
-    assert sink.close(20)
-    wait_until(lambda: len(receiver.spans) == 2 and len(receiver.events) == 2)
-    child, root = sorted(receiver.spans, key=lambda s: len(s.links))
-    assert (int.from_bytes(child.trace_id, "big"), int.from_bytes(child.parent_span_id, "big")) == (
-        0xABC,
-        0xDEF,
-    )
-    assert root.parent_span_id == b""
-    assert int.from_bytes(root.links[0].span_id, "big") == 6
-    assert {e.event_name for e in receiver.events} == {"gen_ai.evaluation.result"}
-    wait_until(lambda: {"nae.alerts", "nae.sink.alerts"} <= receiver.metric_names)
-
-
-def test_alerts_of_an_absent_collector_wait_and_are_delivered_when_it_comes(
-    health: Health,
-) -> None:
-    port = free_port()
-    sink = OtelSink(OtelSettings(f"http://127.0.0.1:{port}"), make_policy(), health)
-    for n in range(3):
-        sink.emit(make_alert(n))
-    wait_until(lambda: sink._retry_at_s > 0)
-    assert sink.stats()["delivered"] == 0
-    receiver = OtlpReceiver(port)
-    try:
-        wait_until(lambda: sink.stats()["delivered"] == 3, 30)
-        assert len(receiver.spans) == 3
-        assert sink.close(10)
-    finally:
-        receiver.server.stop(0).wait()
-
-
-def test_every_alert_of_two_outages_of_a_real_collector_arrives(
-    sleeping_collector: Collector, receiver: OtlpReceiver, health: Health
-) -> None:
-    sink = OtelSink(OtelSettings(sleeping_collector.url), make_policy(), health)
-    for number in range(6):
-        sink.emit(make_alert(number))
-        if number in (2, 5):  # nobody was there for these three
-            wait_until(lambda: sink._retry_at_s > 0)
-            sleeping_collector.start()
-            wait_until(lambda n=number: sink.stats()["delivered"] == n + 1)
-            sleeping_collector.stop()
-            sink._retry_at_s = 0.0
-    ids = {a.value.string_value for s in receiver.spans for a in s.attributes if a.key == ALERT_ID}
-    assert ids == {make_alert(number).alert_id for number in range(6)}
-    assert len(receiver.events) >= 6
-    sink.close(5)
-
-
-@pytest.mark.timeout(20)  # the SDK's own flush and shutdown took 27 to 34 s
-def test_without_a_collector_emitting_returns_and_close_keeps_its_deadline(health: Health) -> None:
-    sink = OtelSink(OtelSettings(f"http://127.0.0.1:{free_port()}"), make_policy(), health)
-    for n in range(3000):
-        sink.emit(make_alert(n))
-    assert not sink.close(1.0)
-    stats = sink.stats()
-    assert stats["accepted"] + stats["dropped.queue_full"] == 3000
-    assert stats["pending"] == stats["accepted"]
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://h:1", "http://", "http://h:x"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_parts import CANARIES, KEY_ENV, Broker, OtlpReceiver, make_alert, wait_until
+from alert_parts import CANARIES, KEY_ENV, Broker, OtlpReceiver, free_port, make_alert, wait_until
 from rich.console import Console
 
 from nae_monitor.alert import KafkaTail, Sinks, build_sinks
@@ -23,6 +23,7 @@ from nae_monitor.sink_settings import (
     KafkaSettings,
     OtelSettings,
     SinkSettings,
+    WebhookSettings,
 )
 
 
@@ -89,6 +90,28 @@ def test_every_sink_meets_the_protocol_and_two_of_a_kind_have_two_names(
     assert sinks.close(5)
 
 
+def test_a_far_end_that_is_away_holds_up_no_other_sink(
+    broker: Broker, receiver: OtlpReceiver, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAE_MONITOR_WEBHOOK_SECRET", "s")
+    away = f"http://127.0.0.1:{free_port()}/"
+    settings = AlertSettings(
+        (
+            SinkSettings("webhook", WebhookSettings(away)),
+            SinkSettings("otel", OtelSettings(f"http://127.0.0.1:{receiver.port}")),
+            SinkSettings("kafka", KafkaSettings(broker.bootstrap)),
+        )
+    )
+    sinks = build_sinks(settings, PrivacySettings(), health)
+    for number in range(30):
+        sinks.emit(make_alert(number))
+    wait_until(lambda: all(sinks.stats()[n]["delivered"] == 30 for n in ("otel", "kafka")))
+    wait_until(lambda: sinks.stats()["webhook"]["accepted"] == 30)
+    assert sinks.stats()["webhook"]["delivered"] == 0
+    assert not sinks.close(1.0)
+    assert sinks.stats()["webhook"]["outbox_events"] == 30
+
+
 def test_all_problems_come_at_once(tmp_path: Path, health: Health) -> None:
     (tmp_path / "file").write_text("")
     settings = AlertSettings(
@@ -119,6 +142,10 @@ def all_sinks(tmp_path: Path, broker: Broker, receiver: OtlpReceiver) -> AlertSe
     )
 
 
+def at_rest(directory: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("content", ["hash", "none"])
 def test_no_content_leaves_through_any_sink_log_or_file(
     content: Any,
@@ -141,11 +168,11 @@ def test_no_content_leaves_through_any_sink_log_or_file(
     )
     sinks.emit(make_alert(0))
     wait_until(lambda: sinks.stats()["kafka"]["accepted"] == 1)
-    everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # outbox at rest
+    everything = at_rest(tmp_path)  # outboxes among it
     sleeping_broker.start()
     assert sinks.close(30)
     (event,) = KafkaTail(sleeping_broker.bootstrap, "nae.alerts", timeout_s=1.0)
-    everything += b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    everything += at_rest(tmp_path)
     everything += b"".join(r.SerializeToString() for r in receiver.requests)
     everything += (repr(event) + out.getvalue() + caplog.text).encode()
     everything += repr((sinks.stats(), health.counters())).encode()

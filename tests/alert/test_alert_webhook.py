@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +23,12 @@ from standardwebhooks import Webhook
 
 from nae_monitor.alert import build_sinks
 from nae_monitor.alert.event import occurrence_id
+from nae_monitor.alert.resend import restore_rejected, state_of
 from nae_monitor.alert.webhook import MAX_RETRY_AFTER_S, WebhookSink, check, wait_s
 from nae_monitor.alert.webhook_body import slack_body
 from nae_monitor.errors import ConfigurationError, Mark
 from nae_monitor.health import Health
+from nae_monitor.records import Severity
 from nae_monitor.settings import PrivacySettings
 from nae_monitor.sink_settings import AlertSettings, SinkSettings, WebhookSettings
 
@@ -53,6 +58,7 @@ class Receiver:
         status = self.script.pop(0) if self.script else 200
         if status == HANG:
             self.over.wait(60)
+            handler.close_connection = True
             return
         if status == RESET:
             handler.connection.close()
@@ -112,7 +118,8 @@ def test_alerts_arrive_in_order_signed_as_the_standard_says(
         sink.emit(alert)
     assert sink.close(30)
     assert there.taken == [occurrence_id(alert) for alert in alerts]
-    assert sink.stats() == {"accepted": 60, "delivered": 60, "pending": 0}
+    stats = sink.stats()
+    assert (stats["accepted"], stats["delivered"], stats["pending"]) == (60, 60, 0)
     for headers, body in there.bodies:
         assert Webhook(SECRET).verify(body, headers) == json.loads(body)
         assert headers["webhook-id"] == json.loads(body)["id"]
@@ -143,10 +150,104 @@ def test_a_far_end_that_is_away_is_waited_for(health: Health) -> None:
     wait_until(lambda: sink.stats().get("retried.NewConnectionError"))
     for n in range(1, 200):
         sink.emit(make_alert(n))
+    assert not sink.close(0.5)
     stats = sink.stats()
-    assert stats["dropped.queue_full"] == 200 - stats["accepted"] > 0
-    assert health.counters()["alert.webhook.dropped.queue_full"] == stats["dropped.queue_full"]
-    assert not sink.close(0.2)
+    assert stats.get("dropped.queue_full", 0) == 200 - stats["accepted"]
+    assert health.counters().get("alert.webhook.dropped.queue_full", 0) == 200 - stats["accepted"]
+    assert stats["outbox_events"] == stats["pending"] == stats["accepted"] > 0
+
+
+def test_what_waits_is_on_disk_and_delivered_by_the_next_process(
+    there: Receiver, health: Health, tmp_path: Path
+) -> None:
+    outbox = str(tmp_path / "o.sqlite")
+    alerts = [make_alert(n) for n in range(25)]
+    first = sink_to(f"http://127.0.0.1:{free_port()}/", health, outbox=outbox)
+    for alert in alerts:
+        first.emit(alert)
+    assert not first.close(0.5)
+    second = sink_to(there.url, Health(), outbox=outbox)
+    assert second.close(30)
+    assert there.taken == [occurrence_id(alert) for alert in alerts]
+    assert second.stats()["recovered"] == 25
+
+
+def test_alerts_are_committed_while_the_far_end_hangs(there: Receiver, health: Health) -> None:
+    there.script = [HANG]
+    sink = sink_to(there.url, health, timeout_s=300.0)
+    sink.emit(make_alert(0))
+    wait_until(lambda: there.bodies)
+    for n in range(1, 40):
+        sink.emit(make_alert(n))
+    wait_until(lambda: sink.stats()["accepted"] == 40)
+    assert sink.stats()["delivered"] == 0
+    there.over.set()
+    wait_until(lambda: sink.stats()["delivered"] == 40)
+    assert sink.close(30)
+    assert there.taken == [occurrence_id(make_alert(n)) for n in range(40)]
+
+
+def test_a_file_damaged_while_the_far_end_hangs_costs_what_was_in_it_and_says_so(
+    there: Receiver, health: Health, tmp_path: Path
+) -> None:
+    there.script = [HANG]
+    sink = sink_to(there.url, health, timeout_s=300.0, outbox=str(tmp_path / "o.sqlite"))
+    sink.emit(make_alert(0))
+    wait_until(lambda: there.bodies)
+    for n in range(1, 40):
+        sink.emit(make_alert(n))
+    wait_until(lambda: sink.stats()["accepted"] == 40)
+    outbox = sink._outbox
+    assert outbox is not None
+    with closing(sqlite3.connect(outbox.path)) as other:
+        wait_until(lambda: other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+    data = bytearray(outbox.path.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    outbox.path.write_bytes(data)
+    outbox._db.execute("PRAGMA shrink_memory")
+    sink.emit(make_alert(40))
+    there.over.set()
+    wait_until(lambda: occurrence_id(make_alert(40)) in there.taken)
+    sink.close(30)
+    stats = sink.stats()
+    assert stats["outbox_damaged"] == 1
+    lost = stats.get("dropped.outbox_damaged", 0)
+    assert stats["delivered"] + lost == stats["accepted"] == 41
+    assert {occurrence_id(make_alert(0)), occurrence_id(make_alert(40))} <= set(there.taken)
+
+
+def test_a_full_outbox_drops_the_lowest_severity_and_counts_it(
+    there: Receiver, health: Health
+) -> None:
+    there.script = [503] * 3
+    sink = sink_to(there.url, health, outbox_bytes=20_000)
+    low = [make_alert(n, severity=Severity.LOW) for n in range(20)]
+    high = [make_alert(n, severity=Severity.CRITICAL) for n in range(20, 23)]
+    for alert in [*low, *high]:
+        sink.emit(alert)
+    wait_until(lambda: sink.stats()["accepted"] == 23)
+    wait_until(lambda: sink.stats()["pending"] == 0)
+    sink.close(30)
+    stats = sink.stats()
+    assert stats["dropped.outbox_full"] > 0
+    assert stats["delivered"] + stats["dropped.outbox_full"] == 23
+    assert {occurrence_id(alert) for alert in high} <= set(there.taken)
+
+
+def test_what_was_refused_is_kept_for_another_trial(
+    there: Receiver, health: Health, tmp_path: Path
+) -> None:
+    there.script = [400]
+    outbox = tmp_path / "o.sqlite"
+    sink = sink_to(there.url, health, outbox=str(outbox))
+    sink.emit(make_alert(0))
+    wait_until(lambda: sink.stats().get("dropped.refused"))
+    sink.close(30)
+    assert state_of(outbox).rejected == {"answered_400": 1}
+    assert restore_rejected(outbox) == 1
+    again = sink_to(there.url, Health(), outbox=str(outbox))
+    assert again.close(30)
+    assert there.taken == [occurrence_id(make_alert(0))]
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 410])
@@ -210,7 +311,7 @@ def test_slack_gets_plain_text_that_can_call_nobody() -> None:
     evil = "<!channel> & <http://evil|click> " + "x" * 5000
     alert = replace(make_alert(), title=evil, evidence=(make_evidence(),))
     alert = replace(alert, evidence=(replace(alert.evidence[0], explanation=evil),))
-    message = json.loads(slack_body(make_policy("full").redact(alert)))
+    message = json.loads(slack_body(make_policy("full").redact(alert), "an-id"))
     assert "<" not in message["text"]
     texts = [b["text"] for b in message["blocks"] if "text" in b] + message["blocks"][-1][
         "elements"

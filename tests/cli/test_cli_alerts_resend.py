@@ -10,10 +10,12 @@ import pytest
 from alert_parts import (
     CANARIES,
     Broker,
+    OtlpReceiver,
     broker,
     entry,
     health,
     make_policy,
+    receiver,
     sleeping_broker,
     wait_until,
 )
@@ -24,7 +26,7 @@ from nae_monitor.alert.outbox import Outbox
 from nae_monitor.health import Health
 from nae_monitor.sink_settings import KafkaSettings
 
-__all__ = ["broker", "health", "sleeping_broker"]
+__all__ = ["broker", "health", "receiver", "sleeping_broker"]
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -120,10 +122,31 @@ def test_what_a_damaged_outbox_still_holds_is_sent_under_the_present_privacy(
     assert not [name for name, canary in CANARIES.items() if canary in repr(alerts)]
 
 
-def test_a_configuration_without_kafka_has_nothing_to_send(cli: Cli, config: Config) -> None:
-    done = cli("alerts", "resend", "-c", config())
+def test_a_configuration_without_an_outbox_has_nothing_to_send(cli: Cli, config: Config) -> None:
+    done = cli("alerts", "resend", "-c", config(alert={"sinks": ["console", {"otel": {}}]}))
     assert done.code == 2
-    assert "no kafka sink" in done.err
+    assert "no sink with an outbox" in done.err
+
+
+def test_the_outbox_of_every_sink_is_told_and_sent(
+    cli: Cli, config: Config, outbox: Path, receiver: OtlpReceiver, broker: Broker, tmp_path: Path
+) -> None:
+    other = tmp_path / "kafka.sqlite"
+    filled = Outbox(other, BIG_BYTES)
+    filled.add([entry(7)])
+    filled.close()
+    otel = {"endpoint": f"http://127.0.0.1:{receiver.port}", "outbox": str(outbox)}
+    kafka = {"bootstrap": broker.bootstrap, "outbox": str(other)}
+    path = config(alert={"sinks": ["console", {"otel": otel}, {"kafka": kafka}]})
+    told = cli("doctor", "-c", path).out
+    assert "sink otel outbox" in told
+    assert "sink kafka outbox" in told
+    assert "answered" not in told
+    done = cli("alerts", "resend", "-c", path, "--json")
+    assert done.code == 0, done.err
+    assert [one["delivered"] for one in done.objects] == [3, 1]
+    assert len(receiver.spans) == 3
+    assert sequences(broker) == [7]
 
 
 def test_the_doctor_tells_what_lies_in_an_outbox(

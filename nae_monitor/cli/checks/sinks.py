@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from nae_monitor.alert import jsonl, kafka_address, kafka_probe, otel, resend, webhook
 from nae_monitor.alert.kafka_security import problems_of_security
+from nae_monitor.alert.outbox_place import Relayed, outbox_path
 from nae_monitor.cli.checks.check import Check, problem_check
 from nae_monitor.cli.network import unreachable, unreachable_brokers
 from nae_monitor.errors import Mark
@@ -70,9 +71,9 @@ def _brokers(options: KafkaSettings, name: str, where: Mark) -> list[Check]:
     return [Check(name, "ok", f"{options.bootstrap} answers, topic {options.topic}")]
 
 
-def _outbox(options: KafkaSettings, name: str) -> list[Check]:
+def _outbox(options: Relayed, name: str) -> list[Check]:
     """What waits on disk, what was refused, and damaged files that were moved aside."""
-    base, checks = kafka_address.outbox_path(options), []
+    base, checks = outbox_path(options), []
     for path in resend.files_of(base):
         try:
             checks.append(_outbox_check(resend.state_of(path), f"{name} outbox"))
@@ -109,9 +110,11 @@ def _otel(options: OtelSettings, name: str, where: Mark) -> list[Check]:
         return [Check(name, "ok", "the host's provider")]
     url = urlsplit(options.endpoint)
     why = unreachable(url.hostname or "", url.port or 4317)
+    found = Check(name, "ok", f"{options.endpoint} answers")
     if why:
-        return [Check(name, "warning", why, "start the collector; spans are lost until then")]
-    return [Check(name, "ok", f"{options.endpoint} answers")]
+        mend = "start the collector; until then alerts wait in the outbox"
+        found = Check(name, "warning", why, mend)
+    return [found, *_outbox(options, name)]
 
 
 def _webhook(options: WebhookSettings, name: str, where: Mark) -> list[Check]:
@@ -120,6 +123,7 @@ def _webhook(options: WebhookSettings, name: str, where: Mark) -> list[Check]:
         return [problem_check(name, p) for p in problems]
     url = urlsplit(webhook.url_of(options, os.environ))
     why = unreachable(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    found = Check(name, "ok", f"{url.hostname} answers")
     if why:
-        return [Check(name, "warning", why, "alerts wait in memory until it answers")]
-    return [Check(name, "ok", f"{url.hostname} answers")]
+        found = Check(name, "warning", why, "alerts wait in the outbox until it answers")
+    return [found, *_outbox(options, name)]

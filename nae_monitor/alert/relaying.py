@@ -1,0 +1,142 @@
+"""A sink that takes its alerts from an outbox to a far end that answers call by call."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from nae_monitor.alert.durable import DurableSink
+from nae_monitor.alert.event import redacted_event
+from nae_monitor.alert.outbox import Outbox
+from nae_monitor.alert.outbox_rows import Entry, Row
+from nae_monitor.records import Alert
+
+LAST_WAIT_S = 0.1  # for a call in progress, when the time to close is over
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of one row: delivered, or refused for a reason and set aside."""
+
+    refused: str = ""
+
+
+DELIVERED = Fate()
+
+
+class RelayingSink(DurableSink):
+    """``delivered`` means that the far end said so; until then the alert lies in the outbox.
+
+    The far end is called on a thread of its own, one batch at a time and in order: while it hangs,
+    alerts are committed all the same. What it refuses for good goes to the rejected rows of the
+    outbox, for ``alerts resend``.
+    """
+
+    batch_rows = 50  # of one errand; what it delivered is known when all of it is over
+
+    @abstractmethod
+    def _carry(self, rows: Sequence[Row]) -> list[Fate]:
+        """Take rows to the far end, from the front; on the errand's thread.
+
+        Returns:
+            the fates of as many as have one; fewer than all means: the rest later.
+
+        Raises:
+            Exception: none of them has one; all of them later.
+        """
+
+    def _start_afresh(self) -> None:
+        self._errand: _Errand | None = None
+        self._why_later = ""  # the errand's reason for bringing rows back
+        self._brought_back: frozenset[int] = frozenset()  # rows that the last errand came back with
+        self._cursor = 0  # rows up to here are acknowledged or gone
+        super()._start_afresh()
+
+    def _prepared(self, alert: Alert) -> list[Entry]:
+        return [Entry.of(redacted_event(alert, self._policy), self._policy.mode)]
+
+    def _on_wire(self) -> frozenset[int]:
+        if self._errand is None:
+            return self._brought_back
+        return frozenset(row.row_id for row in self._errand.rows)
+
+    @property
+    def _is_sending(self) -> bool:
+        return self._errand is not None
+
+    def _recall(self) -> list[Row]:
+        rows: list[Row] = []
+        if self._errand is not None:  # it goes on, and is waited for: two would mix up the order
+            rows = list(self._errand.rows)
+            self._errand.rows = ()
+        self._brought_back = frozenset()
+        self._cursor = 0
+        return rows
+
+    def _transmit(self, outbox: Outbox) -> None:
+        self._settle(outbox)
+        if self._errand is not None or time.monotonic() < self._send_at_s:
+            return
+        rows = outbox.after(self._cursor, self.batch_rows)
+        if rows:
+            self._errand = _Errand(partial(self._carry, rows), rows, f"nae-{self.name}-errand")
+
+    def _settle(self, outbox: Outbox) -> None:
+        errand = self._errand
+        if errand is None or not errand.is_over:
+            return
+        self._errand = None
+        for row, fate in zip(errand.rows, errand.fates, strict=False):
+            if fate is DELIVERED:
+                self._acked.add(row.row_id)
+                self._tally.count("delivered")
+            else:
+                gone = outbox.reject(row.row_id, fate.refused)
+                self._tally.dropped("refused")
+                self._tally.count("rejected_forgotten", gone)
+            self._cursor = row.row_id
+        if errand.error is not None:
+            self._tally.failed(errand.error)
+            self._why_later = type(errand.error).__name__
+        rest = errand.rows[len(errand.fates) :]
+        self._brought_back = frozenset(row.row_id for row in rest)
+        if rest:
+            self._pause_sending(self._why_later or "Exception")
+        else:
+            self._is_up()
+
+    def _let_go(self, outbox: Outbox) -> None:
+        if self._errand is not None:
+            self._errand.join(max(LAST_WAIT_S, self._stop_at_s - time.monotonic()))
+        self._settle(outbox)
+
+
+class _Errand:
+    """One call of the far end, on a thread that nobody has to wait for."""
+
+    def __init__(
+        self, call: Callable[[], list[Fate]], rows: Sequence[Row], thread_name: str
+    ) -> None:
+        self.rows = tuple(rows)
+        self.fates: list[Fate] = []
+        self.error: Exception | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.fates = self._call()
+        except Exception as error:  # noqa: BLE001 - told by the sink's thread; the rows stay
+            self.error = error
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)

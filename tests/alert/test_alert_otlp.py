@@ -1,0 +1,181 @@
+"""Alerts at a collector: what waits on disk, what is repeated, what is never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alert_parts import (
+    Collector,
+    OtlpReceiver,
+    free_port,
+    make_alert,
+    make_evidence,
+    make_policy,
+    wait_until,
+)
+from hypothesis import given, settings
+from test_alert_schema import events
+
+from nae_monitor.alert.event import AlertEvent, redacted_event, to_json
+from nae_monitor.alert.ocsf import finding_of
+from nae_monitor.alert.otlp import OtlpSink
+from nae_monitor.alert.outbox_rows import Entry, row_of
+from nae_monitor.alert.restored_alert import restored
+from nae_monitor.health import Health
+from nae_monitor.records import TraceRef
+from nae_monitor.sink_settings import OtelSettings
+
+ALERT_ID = "nae.alert.id"
+
+
+def sink_to(url: str, directory: Path, health: Health, **options: Any) -> OtlpSink:
+    options.setdefault("outbox", str(directory / "otel.sqlite"))
+    return OtlpSink(OtelSettings(url, **options), make_policy(), health)
+
+
+def test_spans_events_and_metrics_reach_a_real_collector(
+    collector: str, receiver: OtlpReceiver, health: Health, tmp_path: Path
+) -> None:
+    sink = sink_to(collector, tmp_path, health)
+    sink.emit(make_alert(0))
+    unsampled = replace(make_alert(1).request, trace=TraceRef(5, 6, 0))
+    sink.emit(make_alert(1, request=unsampled))
+    assert sink.close(20)
+    wait_until(lambda: len(receiver.spans) == 2 and len(receiver.events) == 2)
+    child, root = sorted(receiver.spans, key=lambda s: len(s.links))
+    assert (int.from_bytes(child.trace_id, "big"), int.from_bytes(child.parent_span_id, "big")) == (
+        0xABC,
+        0xDEF,
+    )
+    assert root.parent_span_id == b""
+    assert int.from_bytes(root.links[0].span_id, "big") == 6
+    assert {e.event_name for e in receiver.events} == {"gen_ai.evaluation.result"}
+    wait_until(lambda: {"nae.alerts", "nae.sink.alerts"} <= receiver.metric_names)
+
+
+def test_alerts_of_an_absent_collector_wait_and_are_delivered_when_it_comes(
+    health: Health,
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    sink = sink_to(f"http://127.0.0.1:{port}", tmp_path, health)
+    for n in range(3):
+        sink.emit(make_alert(n))
+    wait_until(lambda: sink._send_at_s > 0)
+    assert sink.stats()["delivered"] == 0
+    receiver = OtlpReceiver(port)
+    try:
+        wait_until(lambda: sink.stats()["delivered"] == 3, 30)
+        assert len(receiver.spans) == 3
+        assert sink.close(10)
+    finally:
+        receiver.server.stop(0).wait()
+
+
+def test_every_alert_of_two_outages_of_a_real_collector_arrives(
+    sleeping_collector: Collector, receiver: OtlpReceiver, health: Health, tmp_path: Path
+) -> None:
+    sink = sink_to(sleeping_collector.url, tmp_path, health)
+    for number in range(6):
+        sink.emit(make_alert(number))
+        if number in (2, 5):  # nobody was there for these three
+            wait_until(lambda: sink._send_at_s > 0)
+            sleeping_collector.start()
+            wait_until(lambda n=number: sink.stats()["delivered"] == n + 1)
+            sleeping_collector.stop()
+            sink._send_at_s = 0.0
+    ids = {a.value.string_value for s in receiver.spans for a in s.attributes if a.key == ALERT_ID}
+    assert ids == {make_alert(number).alert_id for number in range(6)}
+    assert len(receiver.events) >= 6
+    sink.close(5)
+
+
+@pytest.mark.timeout(20)  # the SDK's own flush and shutdown took 27 to 34 s
+def test_without_a_collector_emitting_returns_and_close_keeps_its_deadline(
+    health: Health, tmp_path: Path
+) -> None:
+    sink = sink_to(f"http://127.0.0.1:{free_port()}", tmp_path, health)
+    for n in range(3000):
+        sink.emit(make_alert(n))
+    assert not sink.close(1.0)
+    stats = sink.stats()
+    assert stats["accepted"] + stats["dropped.queue_full"] == 3000
+    assert stats["pending"] == stats["accepted"]
+
+
+def row_in_outbox(event: AlertEvent) -> Any:
+    return row_of(1, Entry.of(event, "hash"), 1)
+
+
+@given(events)
+@settings(deadline=None)
+def test_an_alert_restored_from_its_event_says_the_same_again(event: AlertEvent) -> None:
+    data = json.loads(event.value())
+    content = data["unmapped"]["nae.content"]
+    again = finding_of(restored(row_in_outbox(event)), data["metadata"]["uid"], str, content)
+    assert json.loads(to_json(again)) == data
+
+
+def test_a_restored_alert_has_its_trace_and_its_time_to_the_microsecond() -> None:
+    alert = make_alert(1, evidence=(make_evidence(),))
+    found = restored(row_in_outbox(redacted_event(alert, make_policy())))
+    assert found.request.trace == alert.request.trace
+    assert abs(found.time_unix_ns - alert.time_unix_ns) <= 1000
+    assert found.alert_id == alert.alert_id
+
+
+def test_what_an_absent_collector_left_is_delivered_by_the_next_process(
+    receiver: OtlpReceiver, health: Health, tmp_path: Path
+) -> None:
+    outbox = str(tmp_path / "o.sqlite")
+    first = sink_to(f"http://127.0.0.1:{free_port()}", tmp_path, health, outbox=outbox)
+    for number in range(120):
+        first.emit(make_alert(number))
+    assert not first.close(1.0)
+    url = f"http://127.0.0.1:{receiver.port}"
+    second = sink_to(url, tmp_path, Health(), outbox=outbox)
+    wait_until(lambda: second.stats()["delivered"] == 120)
+    assert second.close(10)
+    assert second.stats()["recovered"] == 120
+    assert len(receiver.spans) == 120
+
+
+def test_a_collector_that_takes_nothing_gets_each_span_once_under_one_id(
+    receiver: OtlpReceiver, health: Health, tmp_path: Path
+) -> None:
+    sink = sink_to(f"http://127.0.0.1:{receiver.port}", tmp_path, health)
+    wait_until(lambda: sink._maker is not None)
+    assert sink._maker is not None
+    telemetry, refusals = sink._maker.telemetry, iter([False, False])
+    real = telemetry.send
+    telemetry.send = lambda: next(refusals, True) and real()  # type: ignore[method-assign]
+    sink.emit(make_alert(0))
+    sink.emit(make_alert(1))
+    wait_until(lambda: sink.stats()["delivered"] == 2)
+    assert sink.close(10)
+    assert sink.stats()["retried.export_failed"] == 2
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans) == 2
+
+
+def test_a_damaged_row_is_set_aside_and_the_others_reach_the_collector(
+    receiver: OtlpReceiver, health: Health, tmp_path: Path
+) -> None:
+    first = sink_to(f"http://127.0.0.1:{free_port()}", tmp_path, health)
+    for number in range(3):
+        first.emit(make_alert(number))
+    assert not first.close(0.5)
+    with contextlib.closing(sqlite3.connect(tmp_path / "otel.sqlite")) as db, db:
+        db.execute("UPDATE pending SET value = ? WHERE row_id = 2", (b'{"no": "alert"}',))
+    second = sink_to(f"http://127.0.0.1:{receiver.port}", tmp_path, health)
+    wait_until(lambda: second.stats()["delivered"] == 2)
+    second.close(10)
+    assert second.stats()["dropped.refused"] == 1
+    assert len(receiver.spans) == 2
+    with contextlib.closing(sqlite3.connect(tmp_path / "otel.sqlite")) as db:
+        assert db.execute("SELECT reason FROM rejected").fetchall() == [("unreadable",)]
