@@ -132,6 +132,8 @@ def _authenticate(talk: _Conversation, options: Mapping[str, Any]) -> None:
             raise _RefusedError("refuses the user or the password")
         try:
             mechanism.receive(answer.auth_bytes)
+        except KeyError as error:  # a broker that says so by SCRAM's own means, and not by Kafka's
+            raise _RefusedError("refuses the user or the password") from error
         except (ValueError, kafka_errors.KafkaError) as error:
             raise _RefusedError("does not prove that it knows the password") from error
     if not mechanism.is_authenticated():

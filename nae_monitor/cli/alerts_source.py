@@ -76,14 +76,11 @@ def _kafka_settings(kafka: str | None, topic: str | None, config: Path | None) -
         return KafkaSettings(kafka or "", topic or TOPIC)
     options = (sink.options for sink in Settings.from_yaml(config).alert.sinks)
     sinks = [one for one in options if isinstance(one, KafkaSettings)]
-    if len(sinks) > 1:
-        sinks = [one for one in sinks if one.bootstrap == kafka or one.topic == topic]
-    if len(sinks) != 1:
-        raise typer.BadParameter(
-            f"{config} has {len(sinks) or 'no'} kafka sinks to read from; name one by --topic or"
-            " --kafka"
-        )
-    (sink,) = sinks
+    meant = [one for one in sinks if one.bootstrap == kafka or one.topic == topic]
+    if len(sinks) != 1 and len(meant) != 1:
+        how = "name one by --topic or --kafka" if sinks else "there is nothing to read"
+        raise typer.BadParameter(f"{config} has {len(sinks)} kafka sinks: {how}")
+    sink = sinks[0] if len(sinks) == 1 else meant[0]
     return KafkaSettings(kafka or sink.bootstrap, topic or sink.topic, tls=sink.tls, sasl=sink.sasl)
 
 

@@ -1,4 +1,4 @@
-"""A gate in front of a broker: TLS, SASL PLAIN, and topics that it closes.
+"""A gate in front of a broker: TLS, SASL, and topics that it closes.
 
 The broker of the tests does neither TLS nor topic permissions; everything behind the gate is the
 real one. Closed topics are made out of the broker's own answers, by the client's protocol classes.
@@ -22,6 +22,7 @@ from kafka.protocol.sasl import (
     SaslAuthenticateResponse,
     SaslHandshakeResponse,
 )
+from kafka_gate_sasl import Login
 
 MOST_BYTES = 100 * 1024 * 1024
 PRODUCE, METADATA, HANDSHAKE, API_VERSIONS, AUTHENTICATE = 0, 3, 17, 18, 36
@@ -36,6 +37,7 @@ class Gate:
     port: int
     context: ssl.SSLContext | None = None
     users: dict[str, str] | None = None  # None: no SASL
+    mechanism: str = "PLAIN"
     closed: dict[str, int] = field(default_factory=dict)  # by topic, the error code to answer
     answers: set[str] = field(default_factory=set)  # what it refused, for tests to look at
 
@@ -64,30 +66,33 @@ class Gate:
         client.close()
 
     def _let_in(self, client: socket.socket, broker: socket.socket) -> bool:
-        while True:
+        login = Login(self.mechanism, self.users or {})
+        while not login.is_over:
             request = read_frame(client)
             api, version, correlation = struct.unpack(">hhi", request[:8])
             if api == API_VERSIONS:  # may be asked by anybody
                 broker.sendall(frame(request))
                 client.sendall(frame(read_frame(broker)))
             elif api == HANDSHAKE:
-                offer = SaslHandshakeResponse(error_code=0, mechanisms=["PLAIN"])
+                offer = SaslHandshakeResponse(error_code=0, mechanisms=[self.mechanism])
                 answer(client, correlation, offer, version)
             elif api == AUTHENTICATE:
                 asked = SaslAuthenticateRequest.decode(request, version=version, header=True)
-                _, user, password = bytes(asked.auth_bytes).decode().split("\0")
-                good = (self.users or {}).get(user) == password
-                code = 0 if good else SASL_AUTHENTICATION_FAILED
+                reply = login.answer(bytes(asked.auth_bytes))
                 said = SaslAuthenticateResponse(
-                    error_code=code, error_message=None, auth_bytes=b"", session_lifetime_ms=0
+                    error_code=SASL_AUTHENTICATION_FAILED if reply is None else 0,
+                    error_message=None,
+                    auth_bytes=reply or b"",
+                    session_lifetime_ms=0,
                 )
                 answer(client, correlation, said, version)
-                if not good:
+                if reply is None:
                     self.answers.add("password")
-                return good
+                    return False
             else:
                 self.answers.add("not authenticated")
                 return False
+        return True
 
     def _pass_on(self, client: socket.socket, broker: socket.socket) -> None:
         while True:

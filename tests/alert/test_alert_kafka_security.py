@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -113,6 +114,24 @@ def test_alerts_go_over_tls_with_a_password_that_stands_nowhere(
     said += "".join(p.read_bytes().decode("latin-1") for p in tmp_path.glob("o.sqlite*"))
     assert PASSWORD not in said
     assert gate.answers == set()
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+@pytest.mark.usefixtures("secrets")
+def test_a_password_is_proved_without_being_told(
+    mechanism: Any, gate: Gate, broker_behind_gate: Broker, tmp_path: Path, health: Health
+) -> None:
+    gate.users, gate.mechanism = {USER: PASSWORD}, mechanism
+    settings = settings_for(gate, tmp_path, sasl=replace(SASL, mechanism=mechanism))
+    sinks = build_sinks(
+        AlertSettings((SinkSettings("kafka", settings),)), PrivacySettings(), health
+    )
+    sinks.emit(make_alert())
+    wait_until(lambda: sinks.stats()["kafka"]["delivered"] == 1)
+    assert sinks.close(20)
+    gate.users = {USER: "another"}
+    assert "refuses the user or the password" in refusal(settings, health)
+    assert gate.answers == {"password"}
 
 
 def test_a_certificate_that_nobody_vouches_for_stops_the_start(

@@ -8,6 +8,8 @@ import json
 import sqlite3
 import stat
 import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -26,8 +28,10 @@ from nae_monitor.alert.export import CSV_COLUMNS, csv_text, ocsf_findings, sarif
 from nae_monitor.alert.labels import expectations, labelled_places, samples
 from nae_monitor.alert.read_alert import ReadAlert, from_json
 from nae_monitor.alert.triage import Label, Triaged, TriageStore, Wanted
+from nae_monitor.alert.triage_bounds import thin
 from nae_monitor.errors import InputDataError
 from nae_monitor.records import Alert, Severity
+from nae_monitor.sink_settings import TriageSettings
 
 
 def read(alert: Alert, content: str = "hash") -> ReadAlert:
@@ -107,6 +111,61 @@ def test_an_id_that_names_several_is_an_error(tmp_path: Path) -> None:
         store.add([alert])
         with pytest.raises(InputDataError, match="several alerts"):
             store.find(alert.id)
+
+
+def test_of_too_many_the_oldest_that_nobody_labelled_go_first_with_their_history(
+    tmp_path: Path,
+) -> None:
+    alerts = alerts_of(8)
+    with TriageStore(tmp_path / "t", TriageSettings(max_alerts=4)) as store:
+        store.add(alerts[:4])
+        store.label(alerts[0], "tp", "", "me")
+        store.ack(alerts[1], "", "me")
+        store.add(alerts[4:6])
+        assert ids(store.alerts()) == [alerts[n].id for n in (0, 3, 4, 5)]
+        assert store.history(alerts[1]) == []
+        assert len(store.history(alerts[0])) == 1
+        store.add(alerts[6:])
+        assert ids(store.alerts()) == [alerts[n].id for n in (0, 5, 6, 7)]
+        assert store.forgotten == 4
+
+
+def test_what_is_too_old_goes_labelled_or_not_and_leaves_no_text_in_the_file(
+    tmp_path: Path,
+) -> None:
+    old = read(make_alert(0), "full")
+    new = read(make_alert(1, time_unix_ns=time.time_ns()))
+    with TriageStore(tmp_path / "t") as store:
+        store.add([old])
+        store.label(old, "tp", "", "me")
+    with TriageStore(tmp_path / "t", TriageSettings(max_age_days=30)) as store:
+        store.add([new])
+        assert ids(store.alerts()) == [new.id]
+    assert CANARIES["explanation"].encode() not in (tmp_path / "t").read_bytes()
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["", "tp", "fp"])), max_size=12),
+    st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=25)
+def test_what_a_bounded_store_keeps_is_what_a_naive_one_keeps(
+    said: list[tuple[bool, Label]], most: int
+) -> None:
+    alerts = alerts_of(12)[: len(said)]
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE alerts (source, id, time, is_acked, label)")
+        db.execute("CREATE TABLE history (source, id)")
+        for alert, (acked, label) in zip(alerts, said, strict=True):
+            row = (alert.source, alert.id, alert.time, acked, label)
+            db.execute("INSERT INTO alerts VALUES (?, ?, ?, ?, ?)", row)
+        thin(db, TriageSettings(max_alerts=most))
+        kept = {row[0] for row in db.execute("SELECT id FROM alerts")}
+    worth = [
+        (label != "", not acked or label != "", alert.time, place, alert.id)
+        for place, (alert, (acked, label)) in enumerate(zip(alerts, said, strict=True))
+    ]
+    assert kept == {one[-1] for one in sorted(worth, reverse=True)[:most]}
 
 
 def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:

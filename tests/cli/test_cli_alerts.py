@@ -6,14 +6,20 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_parts import Broker, broker
+from alert_parts import Broker, broker, free_port, make_alert, make_policy
+from kafka_gate import Gate
+
+from nae_monitor.alert.kafka import KafkaSink
+from nae_monitor.health import Health
+from nae_monitor.sink_settings import KafkaSaslSettings, KafkaSettings
 
 __all__ = ["broker"]
+PASSWORD = "canary-password-zebra"
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -95,6 +101,72 @@ def test_alerts_are_read_from_a_topic(
     done = cli("alerts", "tail", "--kafka", broker.bootstrap, "--topic", "t")
     assert done.code == 0, done.err
     assert done.out.count(" LOW Anything at all [anything] request ") >= 2
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A broker that asks for a password, which the environment has."""
+    broker = Broker(free_port(), advertised=free_port())
+    broker.start()
+    assert broker.advertised is not None
+    gate = Gate(broker.port, broker.advertised, users={"nae": PASSWORD}, mechanism="SCRAM-SHA-512")
+    gate.start()
+    yield gate
+    gate.stop()
+    broker.kill()
+
+
+def test_a_topic_behind_a_password_is_read_with_a_configuration(
+    gate: Gate,
+    cli: Cli,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nae_monitor.cli.alerts_source.KAFKA_QUIET_S", 1.0)
+    monkeypatch.setenv("KAFKA_USER", "nae")
+    monkeypatch.setenv("KAFKA_WORD", PASSWORD)
+    names = {"username_env": "KAFKA_USER", "password_env": "KAFKA_WORD"}
+    sasl = {"mechanism": "SCRAM-SHA-512", **names}
+    options = {"bootstrap": f"127.0.0.1:{gate.port}", "topic": "t", "sasl": sasl}
+    path = config(alert={"sinks": [{"kafka": {**options, "outbox": str(tmp_path / "o.sqlite")}}]})
+    sink = KafkaSink(
+        KafkaSettings(
+            options["bootstrap"],
+            "t",
+            outbox=str(tmp_path / "p.sqlite"),
+            sasl=KafkaSaslSettings("SCRAM-SHA-512", "KAFKA_USER", "KAFKA_WORD"),
+        ),
+        make_policy(),
+        Health(),
+    )
+    sink.emit(make_alert(3))
+    assert sink.close(60)
+    read = cli("alerts", "tail", "--config", path, "--json")
+    assert read.code == 0, read.err
+    assert [one["data"]["unmapped"]["nae.sequence"] for one in read.objects] == [3]
+    taken = cli("alerts", "import", "--config", path, "--store", tmp_path / "s.sqlite", "--json")
+    assert taken.objects == [{"read": 1, "new": 1, "forgotten": 0}]
+    monkeypatch.setenv("KAFKA_WORD", "canary-wrong")
+    refused = cli("alerts", "tail", "--config", path)
+    assert refused.code == 2
+    assert "refuses the user or the password" in refused.err
+    assert "canary-wrong" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("sinks", "said"),
+    [
+        (["console"], "0 kafka sinks"),
+        ([{"kafka": {"bootstrap": f"h:{n}"}} for n in (1, 2)], "2 kafka sinks"),
+    ],
+)
+def test_a_configuration_must_name_one_topic_to_read(
+    sinks: list[Any], said: str, cli: Cli, config: Config
+) -> None:
+    done = cli("alerts", "tail", "--config", config(alert={"sinks": sinks}))
+    assert done.code == 2
+    assert said in done.err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from nae_monitor.records import Alert
 __all__ = ["broker"]
 
 Cli = Callable[..., Any]
+Config = Callable[..., str]
 RULE = {"rule_name": "anything", "title": "Anything at all"}
 
 
@@ -39,7 +40,7 @@ def ids(cli: Cli, tmp_path: Path, store: Path) -> list[str]:
     assert cli("alerts", "import", write_alerts(tmp_path / "a", full), "--store", store).code == 0
     hashed = write_alerts(tmp_path / "b", [make_alert(3, **RULE)], "hash")
     done = cli("alerts", "import", hashed, "--store", store, "--json")
-    assert done.objects == [{"read": 1, "new": 1}]
+    assert done.objects == [{"read": 1, "new": 1, "forgotten": 0}]
     listed = cli("alerts", "list", "--store", store, "--json").objects
     return [one["event"]["id"] for one in listed]
 
@@ -64,6 +65,27 @@ def test_alerts_are_listed_shown_taken_on_and_labelled(
     assert "ack: mine" in shown.out
     as_json = cli("alerts", "show", ids[1], "--store", store, "--json").objects[0]
     assert (as_json["label"], as_json["history"][0]["what"]) == ("fp", "label fp")
+
+
+def test_what_a_program_changed_is_told_to_it(cli: Cli, ids: list[str], store: Path) -> None:
+    acked = cli("alerts", "ack", ids[0][:8], "--note", "mine", "--store", store, "--json").objects
+    assert [(one["id"], one["acked"], one["label"]) for one in acked] == [(ids[0], True, None)]
+    assert acked[0]["note"] == "mine"
+    labelled = cli("alerts", "label", *ids[1:3], "--as", "fp", "--store", store, "--json").objects
+    assert [(one["id"], one["label"]) for one in labelled] == [(ids[1], "fp"), (ids[2], "fp")]
+
+
+def test_the_store_is_bounded_by_the_configuration_and_says_what_goes(
+    cli: Cli, ids: list[str], store: Path, tmp_path: Path, config: Config
+) -> None:
+    assert cli("alerts", "label", ids[0], "--as", "tp", "--store", store).code == 0
+    more = write_alerts(tmp_path / "c", [make_alert(n, **RULE) for n in range(10, 13)])
+    bounded = config(alert={"triage": {"max_alerts": 3}})
+    done = cli("alerts", "import", more, "-c", bounded, "--store", store)
+    assert "3 of them new, 4 forgotten" in done.out
+    left = cli("alerts", "list", "--store", store, "--json").objects
+    assert left[0]["event"]["id"] == ids[0]
+    assert len(left) == 3
 
 
 def test_nothing_is_changed_where_one_id_is_wrong(cli: Cli, ids: list[str], store: Path) -> None:
