@@ -15,7 +15,7 @@ from nae_monitor.alert.outbox import UNREADABLE, Outbox
 from nae_monitor.alert.outbox_place import outbox_path
 from nae_monitor.alert.outbox_rows import Row
 from nae_monitor.alert.privacy import ContentPolicy
-from nae_monitor.alert.relaying import DELIVERED, Fate, RelayingSink
+from nae_monitor.alert.relaying import DELIVERED, Errand, Fate, RelayingSink
 from nae_monitor.alert.restored_alert import attributes_of, restored
 from nae_monitor.health import Health
 from nae_monitor.sink_settings import OtelSettings
@@ -69,18 +69,20 @@ class OtlpSink(RelayingSink):
         super()._start_afresh()
 
     def _transmit(self, outbox: Outbox) -> None:
-        if self._maker is None:  # the health metrics are wanted before the first alert
-            self._maker = self._open()
+        """The health metrics are wanted before the first alert; loading the exporters is slow."""
+        if self._maker is None and not self._is_sending and time.monotonic() >= self._send_at_s:
+            self._errand = Errand(self._open, (), self.name)
         super()._transmit(outbox)
 
-    def _open(self) -> SpanMaker:
-        return SpanMaker(
+    def _open(self) -> list[Fate]:
+        self._maker = SpanMaker(
             OtlpTelemetry(self._settings.endpoint or ""),
             self._policy,
             self._health,
             lambda: self._sink_stats(),
             guardrail_names=self._settings.guardrail_names,
         )
+        return []
 
     def _carry(self, rows: Sequence[Row]) -> list[Fate]:
         maker = self._maker

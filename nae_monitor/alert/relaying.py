@@ -50,7 +50,7 @@ class RelayingSink(DurableSink):
         """
 
     def _start_afresh(self) -> None:
-        self._errand: _Errand | None = None
+        self._errand: Errand | None = None
         self._why_later = ""  # the errand's reason for bringing rows back
         self._brought_back: frozenset[int] = frozenset()  # rows that the last errand came back with
         self._cursor = 0  # rows up to here are acknowledged or gone
@@ -83,7 +83,7 @@ class RelayingSink(DurableSink):
             return
         rows = outbox.after(self._cursor, self.batch_rows)
         if rows:
-            self._errand = _Errand(partial(self._carry, rows), rows, f"nae-{self.name}-errand")
+            self._errand = Errand(partial(self._carry, rows), rows, self.name)
 
     def _settle(self, outbox: Outbox) -> None:
         errand = self._errand
@@ -104,7 +104,7 @@ class RelayingSink(DurableSink):
             self._why_later = type(errand.error).__name__
         rest = errand.rows[len(errand.fates) :]
         self._brought_back = frozenset(row.row_id for row in rest)
-        if rest:
+        if rest or errand.error is not None:
             self._pause_sending(self._why_later or "Exception")
         else:
             self._is_up()
@@ -115,17 +115,15 @@ class RelayingSink(DurableSink):
         self._settle(outbox)
 
 
-class _Errand:
+class Errand:
     """One call of the far end, on a thread that nobody has to wait for."""
 
-    def __init__(
-        self, call: Callable[[], list[Fate]], rows: Sequence[Row], thread_name: str
-    ) -> None:
+    def __init__(self, call: Callable[[], list[Fate]], rows: Sequence[Row], sink: str) -> None:
         self.rows = tuple(rows)
         self.fates: list[Fate] = []
         self.error: Exception | None = None
         self._call = call
-        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"nae-{sink}-errand", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -136,7 +134,9 @@ class _Errand:
 
     @property
     def is_over(self) -> bool:
+        """Whether the call came back, with or without an answer."""
         return not self._thread.is_alive()
 
     def join(self, timeout_s: float) -> None:
+        """Wait for it, at most so long."""
         self._thread.join(timeout_s)
