@@ -17,9 +17,8 @@ APPLICATION_ID = 0x4E414531  # in the header of the file, so that no other file 
 SCHEMA_VERSION = 1  # in user_version; 0 is what was written before versions were
 MAX_PROCESSES = 64
 BUSY_TIMEOUT_S = 1.0
-# A busy outbox writes and deletes the same pages again and again: they are kept at hand, and the
-# log is written back seldom.
-CACHE_KIB = 16 * 1024
+# A busy outbox writes and deletes the same pages again and again: the log is written back seldom.
+# The cache stays small: what is read from it does not show that the file was damaged.
 CHECKPOINT_PAGES = 4000
 ROW_OVERHEAD_BYTES = 64  # of SQLite and the small columns, about
 COLUMNS = "severity, key, headers, value, added_unix_ns, topic, content, size_bytes"
@@ -164,7 +163,6 @@ def open_database(path: Path) -> sqlite3.Connection:
             raise error
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         _bring_up_to_date(db)
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_every_alert_of_two_outages_of_a_real_collector_arrives(
     assert ids == {make_alert(number).alert_id for number in range(6)}
     assert len(receiver.events) >= 6
     sink.close(5)
+
+
+@pytest.mark.timeout(60)
+def test_alerts_are_committed_while_a_collector_hangs_and_close_keeps_its_deadline(
+    health: Health, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hung:  # it listens and never answers
+        sink = sink_to(f"http://127.0.0.1:{hung.getsockname()[1]}", tmp_path, health)
+        sink.emit(make_alert(0))
+        wait_until(lambda: sink._errand is not None and sink._errand.rows)
+        for n in range(1, 60):
+            sink.emit(make_alert(n))
+        wait_until(lambda: sink.stats()["accepted"] == 60)
+        assert sink.stats()["delivered"] == 0
+        assert not sink.close(1.0)
 
 
 @pytest.mark.timeout(20)  # the SDK's own flush and shutdown took 27 to 34 s
