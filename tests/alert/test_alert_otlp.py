@@ -153,6 +153,8 @@ def test_what_an_absent_collector_left_is_delivered_by_the_next_process(
     for number in range(120):
         first.emit(make_alert(number))
     assert not first.close(1.0)
+    assert first._thread is not None
+    first._thread.join()  # then the file is free
     url = f"http://127.0.0.1:{receiver.port}"
     second = sink_to(url, tmp_path, Health(), outbox=outbox)
     wait_until(lambda: second.stats()["delivered"] == 120)
@@ -185,6 +187,8 @@ def test_a_damaged_row_is_set_aside_and_the_others_reach_the_collector(
     for number in range(3):
         first.emit(make_alert(number))
     assert not first.close(0.5)
+    assert first._thread is not None
+    first._thread.join()  # then the file is free
     with contextlib.closing(sqlite3.connect(tmp_path / "otel.sqlite")) as db, db:
         db.execute("UPDATE pending SET value = ? WHERE row_id = 2", (b'{"no": "alert"}',))
     second = sink_to(f"http://127.0.0.1:{receiver.port}", tmp_path, health)

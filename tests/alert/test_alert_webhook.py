@@ -7,7 +7,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -166,6 +165,8 @@ def test_what_waits_is_on_disk_and_delivered_by_the_next_process(
     for alert in alerts:
         first.emit(alert)
     assert not first.close(0.5)
+    assert first._thread is not None
+    first._thread.join()  # then the file is free
     second = sink_to(there.url, Health(), outbox=outbox)
     assert second.close(30)
     assert there.taken == [occurrence_id(alert) for alert in alerts]
@@ -188,7 +189,7 @@ def test_alerts_are_committed_while_the_far_end_hangs(there: Receiver, health: H
 
 
 def test_a_file_damaged_while_the_far_end_hangs_costs_what_was_in_it_and_says_so(
-    there: Receiver, health: Health, tmp_path: Path
+    there: Receiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there.script = [HANG]
     sink = sink_to(there.url, health, timeout_s=300.0, outbox=str(tmp_path / "o.sqlite"))
@@ -199,12 +200,16 @@ def test_a_file_damaged_while_the_far_end_hangs_costs_what_was_in_it_and_says_so
     wait_until(lambda: sink.stats()["accepted"] == 40)
     outbox = sink._outbox
     assert outbox is not None
-    with closing(sqlite3.connect(outbox.path)) as other:
-        wait_until(lambda: other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
-    data = bytearray(outbox.path.read_bytes())
-    data[4096:] = b"\xa5" * (len(data) - 4096)
-    outbox.path.write_bytes(data)
-    outbox._db.execute("PRAGMA shrink_memory")
+    damage = sqlite3.DatabaseError("as SQLite says of a damaged file")
+    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    real_add, damages = outbox.add, [damage]
+
+    def add(*args: Any, **options: Any) -> int:
+        if damages:
+            raise damages.pop()
+        return real_add(*args, **options)
+
+    monkeypatch.setattr(outbox, "add", add)
     sink.emit(make_alert(40))
     there.over.set()
     wait_until(lambda: occurrence_id(make_alert(40)) in there.taken)
