@@ -61,6 +61,7 @@ def load_parts(settings: Settings, health: Health) -> Parts:
     if rules is None or decoder is None or problems:
         raise ConfigurationError(problems)
     warn_of_unknown_percentiles(rules, calibration)
+    health.gauge("decode.general_path", int(decoder.verbalizer.general_because is not None))
     live: LiveRules | None = None
     if settings.detect.reload_s is not None:
 

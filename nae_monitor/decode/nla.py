@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 
 from nae_monitor.decode.checkpoint import open_pair
-from nae_monitor.decode.contract import FidelityReference
+from nae_monitor.decode.contract import AvCheckpoint, FidelityReference
+from nae_monitor.decode.engines.fused import foreseen
 from nae_monitor.decode.fidelity import measure
 from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
 from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer, vector_seeds
@@ -177,6 +178,19 @@ def load_nla(
     ar_batch_size = settings.ar_batch_size or (1 if on_cpu else settings.batch_size)
     reconstructor = load_reconstructor(ar, batch_size=ar_batch_size, dtype=ar_dtype, device=device)
     return Nla(verbalizer, reconstructor, ar.reference, settings)
+
+
+def general_path(av: AvCheckpoint, settings: NlaSettings) -> str | None:
+    """Why decoding will take the torch engine's general, slower path; None where it will not.
+
+    Nothing is loaded.
+
+    Raises:
+        UnsupportedError: CUDA is asked for and missing.
+    """
+    if settings.engine != "torch":
+        return None
+    return foreseen(av.source.config, _device(settings.device))
 
 
 def _device(name: str) -> torch.device:

@@ -33,6 +33,11 @@ class Verbalizer:
         self._prompts = prompts
         self._engine = engine
 
+    @property
+    def general_because(self) -> str | None:
+        """Why the torch engine takes its general, slower path; None where it does not."""
+        return self._engine.general_because if isinstance(self._engine, TorchEngine) else None
+
     def decode(
         self,
         vectors: torch.Tensor,

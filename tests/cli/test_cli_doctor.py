@@ -27,6 +27,17 @@ def test_a_sound_configuration_has_no_fault(cli: Cli, config: Config) -> None:
     assert done.objects[0]["ok"]
 
 
+@pytest.mark.parametrize("reason", [None, "rotary positions of type dynamic"])
+def test_the_slower_way_of_decoding_is_told(
+    cli: Cli, config: Config, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason is not None:
+        monkeypatch.setattr("nae_monitor.decode.engines.fused._STATIC_ROPES", frozenset({reason}))
+    (engine,) = checks(cli("doctor", "-c", config(), "--json"), "engine")
+    assert ("slower" in engine["message"]) == (reason is not None)
+    assert engine["state"] == "ok"
+
+
 def test_every_fault_is_named_with_its_mend_and_exits_with_two(
     cli: Cli, config: Config, tiny: Any, tmp_path: Path, rule: Path
 ) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from nae_monitor.decode.checkpoint import open_av
 from nae_monitor.decode.engines import fused
-from nae_monitor.decode.engines.fused import CacheShape, FusedDecoder, unsupported
+from nae_monitor.decode.engines.fused import CacheShape, FusedDecoder, foreseen, unsupported
 from nae_monitor.decode.engines.packed import PackedLinear
 from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import PromptBatch, Sampling
@@ -99,6 +99,18 @@ def test_an_unknown_architecture_is_named_and_takes_the_general_path(
     fast = engines(tiny_of("gemma3"), 2)[1]
     assert fast.general_because is not None
     assert "Gemma3ForCausalLM" in fast.general_because
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_what_is_foreseen_of_a_configuration_is_what_the_engine_then_does(
+    family: str, tiny_of: Callable[[str], Any]
+) -> None:
+    tiny = tiny_of(family)
+    told = engines(tiny, 1)[1].general_because
+    config = open_av(tiny.official[0], tiny.resolve).source.config
+    assert foreseen(config, torch.device("cpu")) == told
+    assert (told is None) == (family != "gemma3")
+    assert foreseen(config, torch.device("cuda")) is not None
 
 
 @pytest.mark.parametrize("change", ["rope", "activation", "wrapped", "device", "size"])

@@ -10,8 +10,8 @@ from nae_monitor.cli.checks.calibration import calibration
 from nae_monitor.cli.checks.check import Check, problem_check, problem_checks
 from nae_monitor.cli.checks.screen import screen
 from nae_monitor.cli.network import unreachable
-from nae_monitor.decode import open_pair
-from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem
+from nae_monitor.decode import AvCheckpoint, general_path, open_pair
+from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem, UnsupportedError
 from nae_monitor.models import resolve_nla, resolve_target
 from nae_monitor.models.cache import cache_directory, is_whole
 from nae_monitor.models.encoder import EMBEDDED_ENCODERS, load_encoder
@@ -95,9 +95,23 @@ def _pair(settings: Settings, fetch: bool) -> list[Check]:
     check = Check("nla", "ok", f"{what}, {_reference(ar.reference is not None)}")
     return [
         check,
+        *_path(av, settings.nla),
         *calibration(settings, av.contract.nla_id),
         *screen(settings, ar.contract.d_model, ar.contract.layer),
     ]
+
+
+def _path(av: AvCheckpoint, nla: NlaSettings) -> list[Check]:
+    """How the engine in this process will decode."""
+    if nla.engine != "torch":
+        return []
+    try:
+        reason = general_path(av, nla)
+    except UnsupportedError as error:
+        return [Check("engine", "fault", str(error), "set nla.device to auto or cpu")]
+    if reason is None:
+        return [Check("engine", "ok", "torch, by the fused pass")]
+    return [Check("engine", "ok", f"torch, by the general, slower path: {reason}")]
 
 
 def _reference(known: bool) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
@@ -23,11 +24,29 @@ from nae_monitor.decode.engines.packed import PackedLinear
 
 # Frequencies that depend on neither the sequence's length nor the context's.
 _STATIC_ROPES = frozenset({"default", "linear", "llama3"})
+NOT_ON_CPU = "weights that are not on the CPU, where alone this pass was measured"
 MAX_COPY_BYTES = 4 * 1024**3  # of weights laid out anew; a host must not run out of memory by it
+
+
+def foreseen(config: Any, device: torch.device) -> str | None:
+    """What :func:`unsupported` will say of a model with this configuration; nothing is loaded."""
+    if device.type != "cpu":
+        return NOT_ON_CPU
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return _unlike(model)
 
 
 def unsupported(model: Any) -> str | None:
     """Why this pass cannot stand in for ``model``'s own, or None where it can."""
+    reason = _unlike(model)
+    if reason is None and {p.device.type for p in model.parameters()} != {"cpu"}:
+        return NOT_ON_CPU
+    return reason
+
+
+def _unlike(model: Any) -> str | None:
+    """What in its architecture or size speaks against this pass, wherever the weights lie."""
     if type(model) not in (LlamaForCausalLM, Qwen2ForCausalLM):
         return f"{type(model).__name__} is not a known architecture"
     config = model.config
@@ -48,8 +67,6 @@ def unsupported(model: Any) -> str | None:
     )
     if any(type(layer) is not nn.Linear for layer in (*linear, model.lm_head)):
         return "linear layers that are wrapped"
-    if {p.device.type for p in model.parameters()} != {"cpu"}:
-        return "weights that are not on the CPU, where alone this pass was measured"
     copied = (*blocks.parameters(), *model.lm_head.parameters())
     if sum(weight.nbytes for weight in copied) > MAX_COPY_BYTES:
         return f"weights whose copy would take more than {MAX_COPY_BYTES} bytes"
