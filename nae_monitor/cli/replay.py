@@ -16,7 +16,7 @@ from nae_monitor.cli.terminal import error_line, errors, json_line, output, quie
 
 if TYPE_CHECKING:
     from nae_monitor.health import Health
-    from nae_monitor.recording.privacy import Content
+    from nae_monitor.recording import Recording
     from nae_monitor.replay import Decoder, Judge, ReplayRun
     from nae_monitor.replay.decoding import Mode
     from nae_monitor.replay.judging import Elsewhere
@@ -67,39 +67,49 @@ def replay(
     A replay that was broken off goes on where it had come to when the same command is given
     again, and the run is the same, byte for byte.
     """
-    from nae_monitor.recording import open_recordings
-    from nae_monitor.replay import breakdown, compare
-    from nae_monitor.replay.plan import common_content
-    from nae_monitor.replay.where import parse_where
-
     if redecode + rescore + decode_missing > 1:
         raise typer.BadParameter("give one of --redecode, --rescore and --decode-missing")
     settings = settings_from(config)
-    if where is not None:
-        parse_where(where)
-    opened = open_recordings(recordings)  # before minutes are spent on loading
-    if against is not None:
-        open_recordings([against])
+    opened = _opened(recordings, against, where)
     never_live = all(not recording.manifest for recording in opened)
     mode: Mode = "missing" if decode_missing or never_live else "live"
     mode = "redecode" if redecode else "rescore" if rescore else mode
     elsewhere = None
     if ray is not None:
-        content = common_content(opened)
-        elsewhere = _workers(ray, recordings, settings, mode, batch_size, where, content)
+        elsewhere = _workers(ray, recordings, settings, mode, batch_size, where, opened)
     try:
         run = _replay(recordings, out, settings, mode, batch_size, where, elsewhere)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):
         error_line("stopped; give the same command again to go on from here", "")
         raise
+    if _tell(run, out, against, as_json):
+        raise typer.Exit(1)
+
+
+def _opened(recordings: list[str], against: str | None, where: str | None) -> list[Recording]:
+    """The recordings; what is wrong with any argument shows before minutes go into loading."""
+    from nae_monitor.recording import open_recordings
+    from nae_monitor.replay.where import parse_where
+
+    if where is not None:
+        parse_where(where)
+    opened = open_recordings(recordings)
+    if against is not None:
+        open_recordings([against])
+    return opened
+
+
+def _tell(run: ReplayRun, out: Path, against: str | None, as_json: bool) -> bool:
+    """Print what the run came to; whether its findings differ from those of ``against``."""
+    from nae_monitor.replay import breakdown, compare
+
     comparison = compare(against, out) if against is not None else None
     rates = breakdown(against, out) if against is not None else []
     if as_json:
         json_line(run_json(run, comparison, rates))
     else:
         print_run(run, comparison, rates)
-    if comparison is not None and not comparison.identical:
-        raise typer.Exit(1)
+    return comparison is not None and not comparison.identical
 
 
 def _replay(
@@ -172,11 +182,13 @@ def _workers(
     mode: Mode,
     batch_size: int,
     where: str | None,
-    content: Content,
+    opened: list[Recording],
 ) -> Elsewhere:
     from nae_monitor.recording.privacy import ContentFilter
     from nae_monitor.replay.cluster import Job, workers
+    from nae_monitor.replay.plan import common_content
 
+    content = common_content(opened)
     stages = _Stages(settings)
     paths = tuple(one if "://" in one else str(Path(one).absolute()) for one in recordings)
     key_id = ContentFilter(content, stages.key()).key_id

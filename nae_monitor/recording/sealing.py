@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,20 @@ class Totals:
     stops_lost: int | None = None  # that were never taken; None: nobody knows, as before format 3
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError from within name the file: the system does so only where one is opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write and sync a file; the caller renames it to make it visible. Raises OSError."""
-    with path.open("wb") as stream:
+    with naming(path), path.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -69,6 +81,7 @@ class LineAppender:
     """Appends whole lines to a file. A write that fails leaves no part of a line behind."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         self._bytes = os.fstat(self._descriptor).st_size
 
@@ -84,11 +97,12 @@ class LineAppender:
         """
         data = "".join(f"{line}\n" for line in lines).encode("ascii")
         try:
-            written = 0
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-            if sync:
-                os.fsync(self._descriptor)
+            with naming(self._path):
+                written = 0
+                while written < len(data):
+                    written += os.write(self._descriptor, data[written:])
+                if sync:
+                    os.fsync(self._descriptor)
         except OSError:
             os.ftruncate(self._descriptor, self._bytes)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -119,20 +120,12 @@ def replay(
     content = content or common_content(recordings)
     shown = ContentFilter(content, hmac_key)
     facts = {**(manifest or {}), **({} if where is None else {"where": where})}
-    encrypted = is_encrypted(recordings)
-    cipher = writing_cipher(newest_unix_ns(recordings)) if encrypted else PLAIN
-    options = [mode, batch_size, part_rows, content, shown.key_id, model, cipher.described]
-    plan = resume_plan(recordings, decoder, facts, options, identity or {})
-    journal = Journal(Path(run_directory), plan, cipher)
-    try:
+    options = [mode, batch_size, part_rows, content, shown.key_id, model]
+    with _journal(run_directory, recordings, decoder, facts, options, identity or {}) as journal:
         rows = RowDecoder(decoder, mode, max(1, batch_size), health)
+        others = None if elsewhere is None else elsewhere(journal.parts, index.parts(part_rows))
         work = _Replay(
-            JudgedParts(
-                RowJudge(rows, judge, health, shown),
-                journal,
-                part_rows,
-                None if elsewhere is None else elsewhere(journal.parts, index.parts(part_rows)),
-            ),
+            JudgedParts(RowJudge(rows, judge, health, shown), journal, part_rows, others),
             health,
             new_recording(run_directory, recordings, decoder, facts, content, hmac_key),
             conclude or cautious_verdict,
@@ -141,12 +134,29 @@ def replay(
             kept,
         )
         work.run(recordings, index, piece_bytes, progress)
-        outcome = work.outcome()
+        return work.outcome()
+
+
+@contextmanager
+def _journal(
+    run_directory: Path | str,
+    recordings: Sequence[Recording],
+    decoder: Decoder | None,
+    facts: Mapping[str, Any],
+    options: list[Any],
+    identity: Mapping[str, Any],
+) -> Iterator[Journal]:
+    """What is kept on the way: gone once the replay has ended in order, else for the next start."""
+    encrypted = is_encrypted(recordings)
+    cipher = writing_cipher(newest_unix_ns(recordings)) if encrypted else PLAIN
+    plan = resume_plan(recordings, decoder, facts, [*options, cipher.described], identity)
+    journal = Journal(Path(run_directory), plan, cipher)
+    try:
+        yield journal
     except BaseException:
         journal.close()
         raise
     journal.finish()
-    return outcome
 
 
 @dataclass(slots=True)

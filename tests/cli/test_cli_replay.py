@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,28 @@ def test_an_interrupted_replay_says_how_to_go_on_and_does(
     assert done.code == 0, done.err
     assert "8 the same" in done.out
     assert not (tmp_path / "run" / ".resume").exists()
+
+
+def test_a_disk_that_is_full_in_mid_run_is_told_by_the_file_and_how_to_go_on(
+    cli: Cli, config: Config, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("replay", recording, "-c", config(), "-o", tmp_path / "run")
+
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "seals.jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        stopped = cli(*command)
+    assert stopped.code == 2
+    assert "No space left on device" in stopped.err
+    assert str(tmp_path / "run" / "seals.jsonl") in stopped.err.replace("\n", "")
+    assert "give the same command again" in stopped.err
+    assert cli(*command, "--against", recording).code == 0
 
 
 @pytest.mark.parametrize(

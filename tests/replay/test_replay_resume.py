@@ -101,6 +101,7 @@ def test_a_replay_that_met_a_full_disk_goes_on(
     )
     assert done.returncode != 0
     assert "OSError" in done.stderr
+    assert str(run) in done.stderr.splitlines()[-1]  # the file that could not grow
     assert replayed(live, run)[0] == len(done.stdout.splitlines()) > 0
     assert files(run) == whole
 
