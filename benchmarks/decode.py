@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import typer
 from message_decodes import HELD_OUT, chosen, collected
-from reporting.claims import Bound, Claim, Report
+from reporting.claims import Bound, Claim, Report, verdict
 from reporting.machine import describe
 from reporting.script import JsonOption, QuickOption, clear_errors, finish, progress, run
 from rich.table import Table
@@ -111,7 +111,7 @@ def main(
         report, notes = judged(measured, texts, model, engine, prompts, checkpoint.tokenizer)
         if HALF in texts:
             report = replace(report, claims=[*report.claims, *half_claims(measured, texts, states)])
-    raise typer.Exit(finish(report, [table(measured)], notes, json_file))
+    raise typer.Exit(finish(report, [table(measured), claims_table(report)], notes, json_file))
 
 
 def activations(count: int) -> torch.Tensor:
@@ -327,6 +327,17 @@ def table(measured: list[Round]) -> Table:
     shown = Table("texts/s", *(f"round {i}" for i in range(1, len(measured) + 1)))
     for name in measured[0].rates:
         shown.add_row(name, *(f"{r.rates[name]:.2f}" for r in measured))
+    return shown
+
+
+def claims_table(report: Report) -> Table:
+    """One row a claim, with its interval where there are rounds enough for one."""
+    shown = Table("measure", "value", "95 % interval", "must reach", "holds")
+    for claim in report.claims:
+        between = f"{claim.low:.4g} to {claim.high:.4g}" if math.isfinite(claim.low) else ""
+        bound = str(claim.bound) if claim.bound else ""
+        value = f"{claim.value:.4g} {claim.unit}"
+        shown.add_row(claim.name, value, between, bound, verdict(claim))
     return shown
 
 
