@@ -26,6 +26,7 @@ from nae_monitor.decode import (
     open_pair,
 )
 from nae_monitor.decode.engines.torch_engine import TorchEngine
+from nae_monitor.decode.form import parts_of
 from nae_monitor.decode.prompts import PromptBuilder
 from nae_monitor.decode.weights import ResolveBase, load_causal_lm
 from nae_monitor.errors import CheckpointError, InputDataError, Mark, Problem
@@ -37,7 +38,6 @@ from nae_monitor.train.dataset import Examples
 from nae_monitor.train.intervals import Clusters, Measure
 from nae_monitor.train.targets import Target
 from nae_monitor.train.theme_choice import kind_right, theme_in, unclear_said, with_theme
-from nae_monitor.train.written import parts_of
 
 FIDELITY = "fidelity.safetensors"
 RETRIEVAL_SIZE = 256

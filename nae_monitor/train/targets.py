@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nae_monitor.decode.form import BETWEEN
 from nae_monitor.train.themes import OPENING, UNCLEAR, Theme
 
 LAST_TOKENS = 5
 EXPECTED_TOKENS = 3  # alternatives for the next one
-BETWEEN = "|"  # of them
 CLEAR_TOKENS = 5  # of the user's message: before so many, nobody can tell what it is about
 OTHER_SPECIAL = "[special]"
 _WORDS = {"<|im_start|>": "[start]", "<|im_end|>": "[end]", "<|endoftext|>": "[end]"}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nae_monitor.decode.form import parts_of
 from nae_monitor.models.encoder import Encoder
 from nae_monitor.train.targets import Target
 from nae_monitor.train.themes import KINDS, UNCLEAR
-from nae_monitor.train.written import parts_of
 
 
 def theme_in(text: str) -> str:
