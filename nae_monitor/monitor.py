@@ -326,6 +326,7 @@ class Monitor:
                     self.health,
                     screen=screen_of(self.settings, parts.directions),
                     decoder=parts.decoder,
+                    support=parts.support,
                     judge=parts.live or parts.judge,
                     rules=parts.rules_in_force,
                     on_decision=self._on_decision,

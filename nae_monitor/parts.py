@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from nae_monitor.calibration import calibration_for, warn_of_unknown_percentiles
 from nae_monitor.decode import Decoder, Nla, load_nla, open_ar, open_av
+from nae_monitor.decode.support import SupportCalibration
 from nae_monitor.detect import Calibration, Judge, LiveRules, RuleSet, load_rules
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
@@ -33,6 +34,7 @@ class Parts:
     judge: Judge
     live: LiveRules | None = None  # the rules in force, where they are read again
     directions: Directions | None = None  # that every row is scored against
+    support: SupportCalibration | None = None  # of the pair; None: P(unsupported) is unknown
 
     def rules_in_force(self) -> RuleSet:
         """The rules to judge by now."""
@@ -79,7 +81,7 @@ def load_parts(settings: Settings, health: Health) -> Parts:
             reconstructor=decoder,
         )
     judge = Judge(rules, encoder, health, calibration=calibration, reconstructor=decoder)
-    return Parts(decoder, rules, judge, live, directions)
+    return Parts(decoder, rules, judge, live, directions, decoder.support)
 
 
 def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Nla | None:

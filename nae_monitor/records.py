@@ -170,8 +170,10 @@ class Decoding:
     nla_id: str
     tokens: int  # generated tokens
     seconds: float  # share of the batch's wall time
-    support: float | None = None  # recurrence over resamples and neighbours, 0..1
+    support: float | None = None  # 1 - P(unsupported) of its theme, 0..1; None: unknown
     reused: bool = False  # made for another row; tokens and seconds are then 0
+    support_decodes: int = field(default=0, compare=False)  # further texts it rests on; live only
+    support_s: float = field(default=0.0, compare=False)  # wall time that those took
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,9 @@ class Finding:
     support: float | None = None  # cosine that the sentences which matched are worth to the whole
     support_asked: bool = False  # None is then unknown
     support_s: float | None = field(default=None, compare=False)  # wall time of measuring it
+    unsupported: float | None = None  # P(the decode's theme is not true), 0..1; None: unknown
+    unsupported_decodes: int = field(default=0, compare=False)  # texts it cost; 0: not known
+    unsupported_s: float = field(default=0.0, compare=False)  # wall time of those
 
 
 @dataclass(frozen=True, slots=True)

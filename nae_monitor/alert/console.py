@@ -12,7 +12,7 @@ from rich.text import Text
 from nae_monitor.alert.ocsf import finite
 from nae_monitor.alert.privacy import HASH_PREFIX, ContentPolicy, RedactedAlert
 from nae_monitor.alert.threaded import RetryingSink
-from nae_monitor.alert.wording import matched_words
+from nae_monitor.alert.wording import matched_words, unsupported_said
 from nae_monitor.health import Health
 from nae_monitor.records import Alert, Evidence, Severity
 
@@ -85,6 +85,7 @@ def _evidence(evidence: Evidence) -> Text:
     if evidence.finding.support_asked:
         support = finite(evidence.finding.support)
         line.append(f" · support {support:.2f}" if support is not None else " · support unknown")
+    line.append(f" · {unsupported_said(evidence.finding)}")
     shown = (
         ("token", evidence.token),
         ("matched", _matched(evidence)),

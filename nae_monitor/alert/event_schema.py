@@ -136,6 +136,12 @@ def _evidence() -> dict[str, Any]:
         "support": _NUMBER,
         "support_state": _SUPPORT_STATE,
         "support_seconds": _NUMBER,
+        "unsupported": {
+            **_NUMBER,
+            "description": "Estimated probability that the theme is not true; absent: unknown.",
+        },
+        "unsupported_decodes": {**_COUNT, "description": "Further texts that it cost."},
+        "unsupported_seconds": _NUMBER,
         "matches": {"type": "array", "items": _record(match, ["start", "end"])},
     }
     return _record(fields, ["position", "phase", "matches"])
@@ -153,6 +159,9 @@ def _unmapped() -> dict[str, Any]:
         "nae.support": _NUMBER,
         "nae.support_state": _SUPPORT_STATE,
         "nae.support_seconds": _NUMBER,
+        "nae.unsupported": _NUMBER,
+        "nae.unsupported_decodes": _COUNT,
+        "nae.unsupported_seconds": _NUMBER,
         "nae.first_position": _COUNT,
         "nae.last_position": _COUNT,
         "nae.count": {**_COUNT, "description": "Findings folded into this alert."},

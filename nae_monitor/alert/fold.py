@@ -47,11 +47,14 @@ class _Fold:
         self.evidence = sorted([*self.evidence, evidence], key=_worth)[:max_evidence]
 
 
-def _worth(evidence: Evidence) -> tuple[int, bool, float, int]:
-    """Sort key, best first: severity, then a known and high FVE, then the earlier position."""
+def _worth(evidence: Evidence) -> tuple[int, bool, bool, float, int]:
+    """Sort key, best first: severity, a known P(unsupported), a known and high FVE, position.
+
+    That it is known counts and not how low it is: the lowest of many would look too good.
+    """
     finding = evidence.finding
-    unknown = evidence.fve is None
-    return (-finding.severity.rank, unknown, -(evidence.fve or 0.0), finding.position)
+    unasked, unknown = finding.unsupported is None, evidence.fve is None
+    return (-finding.severity.rank, unasked, unknown, -(evidence.fve or 0.0), finding.position)
 
 
 class AlertFolder:

@@ -112,6 +112,8 @@ def _evidence(evidence: Evidence, show: Show) -> dict[str, Any]:
         data["reused"] = True
     if finding.support_asked:
         data |= known(support_values(finding))
+    if finding.unsupported is not None:
+        data |= known(unsupported_values(finding))
     data["matches"] = [_match(span, show) for span in finding.spans]
     return data
 
@@ -140,6 +142,7 @@ def _unmapped(alert: Alert, content: str) -> dict[str, Any]:
         "nae.nla.id": alert.nla_id,
         "nae.fve": finite(alert.evidence[0].fve) if alert.evidence else None,
         **(support_values(alert.evidence[0].finding, "nae.") if alert.evidence else {}),
+        **(unsupported_values(alert.evidence[0].finding, "nae.") if alert.evidence else {}),
         "nae.first_position": alert.first_position,
         "nae.last_position": alert.last_position,
         "nae.count": alert.count,
@@ -168,6 +171,18 @@ def support_values(finding: Finding, prefix: str = "") -> dict[str, str | float 
         f"{prefix}support": support,
         f"{prefix}support_state": "unknown" if support is None else "measured",
         f"{prefix}support_seconds": finite(finding.support_s),
+    }
+
+
+def unsupported_values(finding: Finding, prefix: str = "") -> dict[str, float | None]:
+    """P(unsupported) of a finding's decode and what it cost; nothing where it is unknown."""
+    figure = finite(finding.unsupported)
+    if figure is None:
+        return {}
+    return {
+        f"{prefix}unsupported": figure,
+        f"{prefix}unsupported_decodes": finding.unsupported_decodes or None,
+        f"{prefix}unsupported_seconds": finite(finding.unsupported_s) or None,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from opentelemetry.util.types import AttributeValue
 
-from nae_monitor.alert.ocsf import finite, risk_score, support_values
+from nae_monitor.alert.ocsf import finite, risk_score, support_values, unsupported_values
 from nae_monitor.alert.privacy import ContentMode, RedactedAlert
 
 SPAN_NAME = "apply_guardrail nae_monitor"
@@ -94,6 +94,7 @@ def _best_evidence(alert: RedactedAlert) -> dict[str, AttributeValue | None]:
         "nae.fve": finite(best.fve),
         "nae.cosine": finite(best.cosine),
         **support_values(best.finding, "nae."),
+        **unsupported_values(best.finding, "nae."),
         "nae.token": best.token,
         "nae.explanation": best.explanation,
         "nae.prompt": best.transcript.prompt,

@@ -146,6 +146,9 @@ def _finding(finding: Finding, show: Callable[[str], str]) -> Finding:
         support=finding.support,
         support_asked=finding.support_asked,
         support_s=finding.support_s,
+        unsupported=finding.unsupported,
+        unsupported_decodes=finding.unsupported_decodes,
+        unsupported_s=finding.unsupported_s,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
+
+from nae_monitor.records import Finding
 
 _CLOSER = {"(": ")", "[": "]", "{": "}", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _OPENERS = {closer: opener for opener, closer in _CLOSER.items()} | {"“": "„"}
@@ -20,6 +23,17 @@ def matched_words(text: str) -> str:
     """
     start, end = words_range(text)
     return text[start:end]
+
+
+def unsupported_said(finding: Finding) -> str:
+    """How likely the decode's theme is not true, and what it cost to know."""
+    figure = finding.unsupported
+    if figure is None or not math.isfinite(figure):
+        return "P(unsupported) unknown"
+    said = f"P(unsupported) {figure:.2f}"
+    if finding.unsupported_decodes:
+        said += f" for {finding.unsupported_decodes} decodes, {finding.unsupported_s:.1f} s"
+    return said
 
 
 def words_range(text: str) -> tuple[int, int]:

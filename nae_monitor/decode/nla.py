@@ -16,6 +16,7 @@ from nae_monitor.decode.contract import AvCheckpoint, FidelityReference
 from nae_monitor.decode.engines.fused import foreseen
 from nae_monitor.decode.fidelity import measure
 from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
+from nae_monitor.decode.support.calibration import SupportCalibration, shipped_support
 from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer, vector_seeds
 from nae_monitor.decode.weights import ResolveBase
 from nae_monitor.errors import UnsupportedError
@@ -67,7 +68,9 @@ class Nla:
         reconstructor: Reconstructor,
         reference: FidelityReference | None,
         settings: NlaSettings,
+        support: SupportCalibration | None = None,
     ) -> None:
+        self.support = support  # None: P(unsupported) is unknown
         self.verbalizer = verbalizer
         self.reconstructor = reconstructor
         self.reference = reference
@@ -177,7 +180,8 @@ def load_nla(
     verbalizer = load_verbalizer(av, settings, dtype=av_dtype, device=device)
     ar_batch_size = settings.ar_batch_size or (1 if on_cpu else settings.batch_size)
     reconstructor = load_reconstructor(ar, batch_size=ar_batch_size, dtype=ar_dtype, device=device)
-    return Nla(verbalizer, reconstructor, ar.reference, settings)
+    support = shipped_support(ar_dir, av.contract.nla_id)
+    return Nla(verbalizer, reconstructor, ar.reference, settings, support)
 
 
 def general_path(av: AvCheckpoint, settings: NlaSettings) -> str | None:

@@ -50,7 +50,7 @@ class Judge:
         encoder: for semantic selections; without one they are unknown.
         health: where counters go: ``rules.judged``, ``rules.matched``, ``rules.undecided``,
             ``rules.dropped_low_fidelity``, ``rules.dropped_low_support``,
-            ``rules.dropped_unscored``, ``rules.support_asked`` and
+            ``rules.dropped_unsupported``, ``rules.dropped_unscored``, ``rules.support_asked`` and
             ``rules.support_microseconds`` (what measuring it took), and those of
             :class:`nae_monitor.detect.matching.TextMatchers`.
         calibration: for percentiles; without one they are unknown.
@@ -104,7 +104,8 @@ class Judge:
         self._health.count("rules.judged")
         if outcome.state is FindingState.NO_MATCH:
             return None
-        rating, support, support_s = self._rated(rule, outcome, views.subject)
+        unsupported = _unsupported(decoding)
+        rating, support, support_s = self._rated(rule, outcome, views.subject, unsupported)
         if rating.dropped:
             self._health.count(rating.dropped)
             return Dropped(rule.name, outcome.state, rating.dropped)
@@ -125,13 +126,16 @@ class Judge:
             support=support,
             support_asked=support_s is not None,
             support_s=support_s,
+            unsupported=unsupported,
+            unsupported_decodes=decoding.support_decodes,
+            unsupported_s=decoding.support_s,
             tags=(*rating.tags, *rule.actions.tags),
             risk_score=rating.risk_score,
             routes=rule.actions.routes,
         )
 
     def _rated(
-        self, rule: Rule, outcome: Outcome, subject: Subject
+        self, rule: Rule, outcome: Outcome, subject: Subject, unsupported: float | None
     ) -> tuple[Rating, float | None, float | None]:
         """The gate's rating; the support and the seconds it took, where the rule asks for it.
 
@@ -139,7 +143,7 @@ class Judge:
         """
         gate = rule.fidelity
         figure = subject.figure(gate.metric) if gate else None
-        rating = rate(rule, figure)
+        rating = rate(rule, figure, unsupported=unsupported)
         asked = gate is not None and gate.min_support is not None
         if rating.dropped or not asked or outcome.state is not FindingState.MATCH:
             return rating, None, None
@@ -148,7 +152,7 @@ class Judge:
         taken_s = time.perf_counter() - began_s
         self._health.count("rules.support_asked")
         self._health.count("rules.support_microseconds", round(taken_s * 1e6))
-        return rate(rule, figure, support), support, taken_s
+        return rate(rule, figure, support, unsupported), support, taken_s
 
     def _support(self, outcome: Outcome, subject: Subject) -> float | None:
         """What the words that matched carry; None where that cannot be measured."""
@@ -190,6 +194,11 @@ def semantic_answerer(
         return comparisons[rule.id, selection.name].find(view.text)
 
     return answer
+
+
+def _unsupported(decoding: Decoding) -> float | None:
+    """P(unsupported) of the decode; None: unknown."""
+    return None if decoding.support is None else round(1 - decoding.support, 4)
 
 
 def _day(unix_ns: int) -> datetime.date | None:

@@ -165,13 +165,19 @@ class Rating:
     dropped: str = ""
 
 
-def rate(rule: Rule, figure: float | None, support: float | None = ENOUGH) -> Rating:
-    """Apply the rule's fidelity gate; of two things it finds wanting, the graver counts.
+def rate(
+    rule: Rule,
+    figure: float | None,
+    support: float | None = ENOUGH,
+    unsupported: float | None = 0.0,
+) -> Rating:
+    """Apply the rule's fidelity gate; of the things it finds wanting, the gravest counts.
 
     Args:
         rule: whose gate.
         figure: of the gate's metric; None: unscored.
         support: of the words that matched; None: it could not be measured.
+        unsupported: P(the decode's theme is not true); None: not known.
     """
     full = Rating(rule.severity, rule.risk_score, rule.tags)
     gate = rule.fidelity
@@ -180,6 +186,9 @@ def rate(rule: Rule, figure: float | None, support: float | None = ENOUGH) -> Ra
     asked = [(figure, gate.minimum, "low_fidelity")]
     if gate.min_support is not None:
         asked.append((support, gate.min_support, "low_support"))
+    if gate.max_unsupported is not None:
+        supported = None if unsupported is None else -unsupported
+        asked.append((supported, -gate.max_unsupported, "unsupported"))
     found = [_wanting(gate, *one) for one in asked]
     action, counter = min(found, key=lambda one: _GRAVEST_FIRST.index(one[0]))
     if action == "drop":

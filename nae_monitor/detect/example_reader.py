@@ -43,6 +43,7 @@ def _read(reader: Reader, number: int, selections: Mapping[str, Selection]) -> I
         percentile=_figure(reader, "percentile", (0.0, 100.0), 100.0),
         gives_percentile=reader.has("percentile"),
         support=_figure(reader, "support", (-2.0, 2.0), math.inf),
+        unsupported=_figure(reader, "unsupported", (0.0, 1.0), 0.0),
         scores=_scores(reader, selections),
         expect_match=state is FindingState.MATCH,
         expect_severity=expected.pop("expect_severity", None),

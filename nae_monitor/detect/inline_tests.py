@@ -69,7 +69,8 @@ def _run(rule: Rule, test: InlineTest, semantic: SemanticAnswerer) -> TestResult
     if outcome.state is FindingState.UNDECIDED:
         return TestResult(rule.name, test.name, "skipped", "; ".join(outcome.undecided))
     by_percentile = rule.fidelity is not None and rule.fidelity.metric == "percentile"
-    rating = rate(rule, test.percentile if by_percentile else test.fidelity, test.support)
+    figure = test.percentile if by_percentile else test.fidelity
+    rating = rate(rule, figure, test.support, test.unsupported)
     matched = outcome.state is FindingState.MATCH and not rating.dropped
     fault = _fault(test, matched, rating.severity)
     if matched and not fault:

@@ -102,6 +102,7 @@ def _fidelity(reader: Reader) -> Fidelity:
     below = reader.choice("below", ("drop", "downgrade", "tag"), "downgrade")
     unscored = reader.choice("unscored", ("drop", "downgrade", "pass"), "downgrade")
     min_support = reader.number("min_support", 0, 2)
+    max_unsupported = reader.number("max_unsupported", 0, 1)
     reader.finish()
     return Fidelity(
         cast(Metric, metric),
@@ -109,6 +110,7 @@ def _fidelity(reader: Reader) -> Fidelity:
         cast(LowFidelity, below),
         cast(LowFidelity, unscored),
         min_support,
+        max_unsupported,
     )
 
 

@@ -121,6 +121,7 @@ class Fidelity:
     below: LowFidelity
     unscored: LowFidelity
     min_support: float | None = None  # a cosine, see nae_monitor.detect.support; None: not asked
+    max_unsupported: float | None = None  # P(unsupported) of the decode; None: not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class InlineTest:
     percentile: float | None = 100.0  # None: unknown
     gives_percentile: bool = False  # else a calibration set, where there is one, tells it
     support: float | None = math.inf  # None: it could not be measured
+    unsupported: float | None = 0.0  # None: not known
     times_s: tuple[float, ...] = (0.0,)  # when the example happens, in one request
 
 

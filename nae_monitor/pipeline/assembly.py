@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.decode import Decoder
+from nae_monitor.decode.support import Recurrence, SupportCalibration
 from nae_monitor.detect import RuleSet
 from nae_monitor.health import Health
 from nae_monitor.pipeline.acting import Acting
@@ -53,6 +54,7 @@ class Given:
     rules: Callable[[], RuleSet]
     on_decision: OnDecision | None
     on_concluded: OnConcluded | None
+    support: SupportCalibration | None = None
 
 
 class Shared:
@@ -121,6 +123,7 @@ def build_worker(given: Given, shared: Shared, outcomes: Outcomes, follow_ups: F
             given.decoder, health, shared.blindness, clock, expire_s, settings.decode.cache
         ),
         judge=given.judge,
+        recurrence=Recurrence(given.support),
         outcomes=outcomes,
         follow_ups=follow_ups,
         blindness=shared.blindness,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from nae_monitor.decode import Decoder
+from nae_monitor.decode.support import SupportCalibration
 from nae_monitor.detect import RuleSet
 from nae_monitor.health import Health
 from nae_monitor.pipeline.assembly import (
@@ -50,6 +51,7 @@ class Pipeline(Belt):
         observer: sees every judged row.
         on_decision: is told what rules' actions ask for.
         on_concluded: is told what each turn came to.
+        support: of the decoder's pair; without it P(unsupported) is unknown.
         clock: seconds, monotonic; for expiry and retries.
 
     Raises:
@@ -71,6 +73,7 @@ class Pipeline(Belt):
         rules: Callable[[], RuleSet] = lambda: RuleSet.of(()),
         on_decision: OnDecision | None = None,
         on_concluded: OnConcluded | None = None,
+        support: SupportCalibration | None = None,
     ) -> None:
         given = Given(
             settings=settings,
@@ -85,6 +88,7 @@ class Pipeline(Belt):
             rules=rules,
             on_decision=on_decision,
             on_concluded=on_concluded,
+            support=support,
         )
         shared = Shared(
             settings, health, sinks=sinks, clock=clock, rules=rules, nla_id=decoder.nla_id

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nae_monitor.byte_queue import ByteQueue
+from nae_monitor.decode.support import Place, Recurrence
 from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import UNSEEN, Blindness
 from nae_monitor.pipeline.circuit import Circuit
@@ -36,6 +37,7 @@ class Worker:
         gate: Gate,
         decoding: DecodeStage,
         judge: Judging,
+        recurrence: Recurrence,
         outcomes: Outcomes,
         follow_ups: FollowUps,
         blindness: Blindness,
@@ -47,6 +49,7 @@ class Worker:
         self._gate = gate
         self._decoding = decoding
         self._judge = judge
+        self._recurrence = recurrence
         self._outcomes = outcomes
         self._follow_ups = follow_ups
         self._blindness = blindness
@@ -54,13 +57,14 @@ class Worker:
         self._batch_size = batch_size
         self._steps = {
             name: Circuit(name, health, clock)
-            for name in ("pipeline", "copy", "text", "judge", "follow_ups", "observer")
+            for name in ("pipeline", "copy", "text", "support", "judge", "follow_ups", "observer")
         }
         self.renew()
 
     def renew(self) -> None:
         """Hold nothing: for a forked child."""
         self.in_hand: list[Row | Ended] = []
+        self._recurrence.clear()
         self._stopping = False
 
     def stop(self) -> None:
@@ -93,12 +97,23 @@ class Worker:
         for row, reason in decoded.dropped:
             self._drop(row, reason)
         self._count_decoded(decoded)
-        decodings = dict(decoded.decodings)
+        decodings = dict(self._supported(decoded.decodings))
         for item in items:  # in order: behind an end may be rows of the request's next turn
             if isinstance(item, Ended):
                 self._end(item)
             elif item in decodings:
                 self._judge_one(item, decodings[item])
+
+    def _supported(self, decoded: Sequence[tuple[Row, Decoding]]) -> Sequence[tuple[Row, Decoding]]:
+        """With the support that further texts of the same turn give; unknown where it fails."""
+        places = [
+            (Place(row.turn, row.activation.position, row.seed is not None), decoding)
+            for row, decoding in decoded
+        ]
+        scored = self._steps["support"].call(lambda: self._recurrence.scored(places))
+        if scored is None:
+            return decoded
+        return [(row, decoding) for (row, _), decoding in zip(decoded, scored, strict=True)]
 
     def _has_arrived(self, row: Row) -> bool:
         arrived = False
@@ -168,6 +183,7 @@ class Worker:
                 self.in_hand.remove(item)
                 if self._follow_ups.delays(item.turn):
                     return
+                self._recurrence.ended(item.turn)
                 self._outcomes.ended(item.turn)
         if item.turn.rows_seen:
             self._blindness.works(UNSEEN)

@@ -169,6 +169,7 @@ class Worker:
             self.health,
             screen=RemoteScreen(self._receiver),
             decoder=parts.decoder,
+            support=parts.support,
             judge=parts.live or parts.judge,
             rules=parts.rules_in_force,
             sinks=self._sinks,

@@ -52,6 +52,7 @@ def finding_to_json(finding: Finding) -> dict[str, Any]:
         "risk_score": finding.risk_score,
         **routes,
         **({"support": finding.support} if finding.support_asked else {}),
+        **({} if finding.unsupported is None else {"unsupported": finding.unsupported}),
     }
 
 
@@ -79,6 +80,7 @@ def finding_from_json(value: Any, where: str) -> Finding:
             routes=tuple(map(str, value.get("routes", ()))),
             support=_number(value.get("support")),
             support_asked="support" in value,
+            unsupported=_number(value.get("unsupported")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RecordingError(f"{where}: not a finding ({type(error).__name__}: {error})") from error

@@ -36,6 +36,7 @@ class AlertView:
     phase: str
     fve: float | None
     support: str | None  # of the words that matched, or "unknown"; None: the rule does not ask
+    unsupported: str  # P(the theme is not true), or "unknown"
     explanation: tuple[tuple[str, bool], ...]  # text, matched
     elsewhere: tuple[str, ...]  # "field: matched text" outside the explanation
     reused: bool  # the explanation was made for another row
@@ -119,6 +120,7 @@ def _view(
         phase=row.get("phase") or "",
         fve=next((fve for fve in (best.fve, row.get("fve")) if is_finite(fve)), None),
         support=support_text(best),
+        unsupported=f"{best.unsupported:.2f}" if is_finite(best.unsupported) else "unknown",
         explanation=marked(text, explanation_spans(best)) if text else (),
         elsewhere=elsewhere(best, run.recording.text_withheld),
         reused=bool(row.get("reused")),

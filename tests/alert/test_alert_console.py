@@ -57,7 +57,18 @@ def test_support_is_shown_where_it_was_asked_for_and_unknown_is_not_zero() -> No
     assert "FVE 0.50 · support 0.07" in line(support=0.071, support_asked=True)
     assert "support -0.02" in line(support=-0.02, support_asked=True)
     assert "FVE 0.50 · support unknown" in line(support_asked=True)
-    assert "support" not in line()
+    assert "· support" not in line()
+
+
+def test_how_likely_a_decode_is_unsupported_is_shown_with_its_cost_and_unknown_is_told() -> None:
+    def line(**finding: Any) -> str:
+        return shown("hash", make_alert(evidence=(make_evidence(**finding),)))
+
+    told = line(unsupported=0.31, unsupported_decodes=6, unsupported_s=2.04)
+    assert "P(unsupported) 0.31 for 6 decodes, 2.0 s" in told
+    assert "P(unsupported) 0.31" in line(unsupported=0.31)
+    assert "P(unsupported) unknown" in line()
+    assert "P(unsupported) unknown" in line(unsupported=float("nan"))
 
 
 def test_the_words_that_matched_are_read_once_and_without_what_is_around_them() -> None:

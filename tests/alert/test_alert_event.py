@@ -135,6 +135,21 @@ def test_unknown_and_non_finite_numbers_are_left_out() -> None:
     assert all("fve" not in evidence["data"] for evidence in event.data["evidences"])
 
 
+def test_how_likely_a_decode_is_unsupported_is_told_with_its_cost_or_not_at_all() -> None:
+    def told(**finding: Any) -> dict[str, Any]:
+        event = event_of(make_alert(evidence=(make_evidence(**finding),)))
+        (evidence,) = event.data["evidences"]
+        own = {k: v for k, v in evidence["data"].items() if k.startswith("unsupported")}
+        whole = event.data["unmapped"].items()
+        assert own == {k[4:]: v for k, v in whole if k.startswith("nae.unsupported")}
+        return own
+
+    known = told(unsupported=0.0, unsupported_decodes=6, unsupported_s=2.5)
+    assert known == {"unsupported": 0.0, "unsupported_decodes": 6, "unsupported_seconds": 2.5}
+    assert told(unsupported=0.3) == {"unsupported": 0.3}
+    assert told() == told(unsupported=float("nan")) == {}
+
+
 def test_support_is_told_as_measured_unknown_or_not_at_all() -> None:
     def told(**finding: Any) -> dict[str, Any]:
         event = event_of(make_alert(evidence=(make_evidence(**finding),)))

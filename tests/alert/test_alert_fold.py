@@ -60,6 +60,14 @@ def test_best_evidence_comes_first_by_severity_then_known_fve_then_position() ->
     assert (alert.severity, alert.count) == (Severity.CRITICAL, 5)
 
 
+def test_evidence_whose_support_is_known_comes_first_whatever_it_is() -> None:
+    fold = folder()
+    for position, unsupported in ((4, None), (5, 0.9), (6, 0.1)):
+        add(fold, position=position, fve=0.8 - position / 10, unsupported=unsupported)
+    (alert,) = fold.finish("r1")
+    assert [e.finding.unsupported for e in alert.evidence] == [0.9, 0.1, None]
+
+
 def test_one_open_request_too_many_closes_the_one_idle_longest() -> None:
     fold = folder(max_open_requests=2)
     for request_id in ("a", "b", "a"):

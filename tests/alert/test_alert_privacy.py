@@ -40,7 +40,8 @@ def test_redacting_keeps_every_field_that_is_no_content() -> None:
         "request_id": "r", "position": 7, "rule_id": "i", "rule_name": "n", "rule_version": "v",
         "title": "t", "severity": Severity.LOW, "state": FindingState.MATCH, "fve": 0.25,
         "tags": ("a",), "risk_score": 5, "routes": ("b",), "support": 0.5, "support_asked": True,
-        "support_s": 0.125, "undecided": ("x: y",),
+        "support_s": 0.125, "unsupported": 0.25, "unsupported_decodes": 4, "unsupported_s": 1.5,
+        "undecided": ("x: y",),
     }  # fmt: skip
     assert {*named, "spans"} == {one.name for one in fields(Finding)}
     alert = make_alert(evidence=(make_evidence(**named),))

@@ -54,7 +54,9 @@ def event_of(
     content: str,
 ) -> AlertEvent:
     request = Request(request_id, request_id, model, session_id=session, tenant=tenant)
-    evidence = make_evidence(fve=fve, support=support, support_asked=True, support_s=0.1)
+    evidence = make_evidence(
+        fve=fve, support=support, support_asked=True, support_s=0.1, unsupported=fve
+    )
     alert = replace(make_alert(severity=severity), request=request, stop=stop, routes=routes)
     policy = make_policy(content)
     return to_event(policy.redact(replace(alert, evidence=(evidence,))), policy)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from nae_monitor.detect.evaluation import LOW_FIDELITY_TAG, rate
 from nae_monitor.detect.support import support_of, without_sentences
 from nae_monitor.errors import ConfigurationError, RuleError
 from nae_monitor.health import Health
+from nae_monitor.recording.findings import finding_from_json, finding_to_json
 from nae_monitor.records import Finding, Severity, Span
 
 HUNDRED = Calibration.of("nla", [number / 100 for number in range(1, 101)])
@@ -302,3 +304,51 @@ def test_the_phase_tool_is_a_scope_of_its_own(tmp_path: Path) -> None:
     (rule,) = rules_of(tmp_path, SIMPLE + "scope: {phase: [tool]}\n").rules
     assert [phase.value for phase in rule.scope.phases] == ["tool"]
     assert not rule.scope.admits(activation())
+
+
+# -- P(unsupported) of the decode ---------------------------------------------------------------
+
+DOUBTING = "{min: 0.5, below: drop, unscored: downgrade, max_unsupported: 0.4}"
+
+
+def doubted(tmp_path: Path, support: float | None, health: Health | None = None) -> list[Finding]:
+    judge = Judge(rules_of(tmp_path, gated(DOUBTING)), health=health)
+    decoded = replace(decoding("they hide it", fve=0.6), support=support, support_decodes=4)
+    return list(judge.judge(activation(), decoded, transcript()))
+
+
+@pytest.mark.parametrize(("support", "kept"), [(0.6, True), (0.5999, False), (1.0, True)])
+def test_a_decode_that_is_likelier_unsupported_than_a_rule_allows_is_dropped(
+    tmp_path: Path, support: float, kept: bool
+) -> None:
+    health = Health()
+    found = doubted(tmp_path, support, health)
+    assert [f.unsupported for f in found] == [round(1 - support, 4)] * kept
+    assert health.counters().get("rules.dropped_unsupported", 0) == (not kept)
+
+
+def test_a_decode_of_unknown_support_is_unscored_and_never_enough(tmp_path: Path) -> None:
+    (finding,) = doubted(tmp_path, None)
+    assert (finding.severity, finding.unsupported) == (Severity.LOW, None)
+
+
+def test_a_finding_is_the_same_again_where_what_it_cost_is_not_known(tmp_path: Path) -> None:
+    (live,) = doubted(tmp_path, 0.9)
+    assert live.unsupported_decodes == 4
+    assert finding_from_json(finding_to_json(live), "here") == live
+
+
+def test_an_example_tells_how_likely_it_is_unsupported(tmp_path: Path) -> None:
+    text = gated(DOUBTING) + (
+        "tests:\n"
+        "  - {explanation: they hide it, expect: match}\n"
+        "  - {explanation: they hide it, unsupported: 0.5, expect: no_match}\n"
+        "  - {explanation: they hide it, unsupported: null, expect: {match: true, severity: low}}\n"
+    )
+    assert [r.outcome for r in run_inline_tests(rules_of(tmp_path, text))] == ["passed"] * 3
+
+
+@pytest.mark.parametrize("bound", ["-0.1", "1.1", ".nan", "much"])
+def test_a_probability_that_is_none_is_refused(tmp_path: Path, bound: str) -> None:
+    with pytest.raises(RuleError):
+        rules_of(tmp_path, gated(f"{{min: 0.5, max_unsupported: {bound}}}"))

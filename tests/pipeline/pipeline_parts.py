@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nae_monitor.decode.support import SupportCalibration
 from nae_monitor.detect import Judge, RuleSet
 from nae_monitor.health import Health
 from nae_monitor.pipeline import Listener, Pipeline
@@ -157,6 +158,7 @@ class Bench:
         on_decision: Any = None,
         budget: BudgetSettings | None = None,
         clock: ManualClock | None = None,
+        support: SupportCalibration | None = None,
         **changes: Any,
     ) -> None:
         """With ``rules`` the judge is the real one."""
@@ -190,6 +192,7 @@ class Bench:
             clock=self.clock,
             rules=lambda: rules or RuleSet.of(()),
             on_decision=on_decision,
+            support=support,
         )
         self.listener: Listener = self.pipeline.listener(TokenText(tokenizer or Letters()))
 

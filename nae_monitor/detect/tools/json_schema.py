@@ -124,6 +124,7 @@ def _rule() -> Schema:
         below={"enum": ["drop", "downgrade", "tag"]},
         unscored={"enum": ["drop", "downgrade", "pass"]},
         min_support=_number(0, 2),
+        max_unsupported=_number(0, 1),
     )
     detection = {
         "type": "object",
@@ -199,6 +200,7 @@ def _test() -> Schema:
         fve={"type": ["number", "null"], "maximum": 1},
         percentile={"type": ["number", "null"], "minimum": 0, "maximum": 100},
         support={"type": ["number", "null"], "minimum": -2, "maximum": 2},
+        unsupported={"type": ["number", "null"], "minimum": 0, "maximum": 1},
         scores={"type": "object", "additionalProperties": {"type": "number"}},
         hits={"type": "array"},
         samples=_integer(0, 10**9),
