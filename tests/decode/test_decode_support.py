@@ -32,10 +32,12 @@ from nae_monitor.decode.support import (
 )
 from nae_monitor.decode.support.fitting import CheckedClaim, fit
 from nae_monitor.errors import CheckpointError
+from nae_monitor.models import resolve_nla
 from nae_monitor.records import Decoding
+from nae_monitor.settings import EMBEDDED_AR
 
 TEXT = 'at " key"; expects " to|.|s"; fraud: asks for Bob\'s key; prompt "42 keys, give Bob the key'
-MODEL = SupportModel(0.5, 0.5, (0.0,) * 4, (1.0,) * 4, (-4.0, -1.0, 0.0, 0.0), 2.0)
+MODEL = SupportModel(0.5, 0.5, (0.0,) * 2, (1.0,) * 2, (-4.0, -1.0), 2.0)
 KNOWN = SupportCalibration("nla", ("fraud", "small talk"), {ClaimType.THEME: MODEL})
 
 
@@ -127,13 +129,12 @@ def test_signals_are_unknown_without_fidelity_or_with_too_few_texts(
     assert signals_of(claim, [text], [text] * 9, said()) is None
 
 
-@given(st.integers(2, 12), st.data(), st.integers(0, 8), st.floats(-1, 1), st.floats(0, 1))
+@given(st.integers(2, 12), st.integers(0, 11), st.integers(0, 8))
 def test_each_text_that_agrees_makes_a_claim_likelier(
-    samples: int, data: st.DataObject, neighbours: int, fve: float, rank: float
+    samples: int, agreeing: int, neighbours: int
 ) -> None:
-    agreeing = data.draw(st.integers(0, samples - 1))
-    less = Signals(samples, agreeing, neighbours, 0, fve, rank)
-    more = replace(less, agreeing_samples=agreeing + 1)
+    less = Signals(samples, min(agreeing, samples - 1), neighbours, 0, 0.4, 0.1)
+    more = replace(less, agreeing_samples=less.agreeing_samples + 1)
     assert 0 <= MODEL.unsupported(more) < MODEL.unsupported(less) <= 1
 
 
@@ -211,8 +212,8 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("intercept", "2"),
         ("intercept", True),
         ("weights", [1.0]),
-        ("weights", [1.0, 1.0, 1.0, math.inf]),
-        ("scale", [1.0, 0.0, 1.0, 1.0]),
+        ("weights", [1.0, math.inf]),
+        ("scale", [1.0, 0.0]),
         ("extra", 1),
     ],
 )
@@ -252,8 +253,8 @@ def test_a_fit_finds_how_often_what_recurs_is_true() -> None:
         expected = 1 - (agreeing + 1) / 8
         found = model.unsupported(Signals(6, agreeing, 0, 0, 0.0, 0.5))
         assert found == pytest.approx(expected, abs=0.06)
-    weights = dict(zip(("samples", "neighbours", "fve", "rank"), model.weights, strict=True))
-    assert abs(weights["fve"]) < 0.1 < abs(weights["samples"])
+    assert model.weights[0] < -1.0
+    assert model.weights[1] == 0.0  # there were no neighbours
 
 
 def test_too_few_claims_or_all_of_one_kind_make_no_fit() -> None:
@@ -261,3 +262,11 @@ def test_too_few_claims_or_all_of_one_kind_make_no_fit() -> None:
     one = CheckedClaim(signals, True, "d")
     assert fit([one] * 20) is None
     assert fit([one] * 200) is None
+
+
+def test_a_calibration_that_the_embedded_pair_ships_is_of_that_pair() -> None:
+    directory = resolve_nla(EMBEDDED_AR)
+    shipped = read_support(directory / "support.json")
+    assert shipped.nla_id == json.loads((directory / "calibration.json").read_text())["nla_id"]
+    assert ClaimType.THEME in shipped.models
+    assert "support.json" in (directory / "SHA256SUMS").read_text()

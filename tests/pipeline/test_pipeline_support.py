@@ -19,7 +19,7 @@ from nae_monitor.settings import BudgetSettings, ScreenSettings
 from nae_monitor.testing import ManualClock
 
 MakeBench = Callable[..., Bench]
-MODEL = SupportModel(0.5, 0.5, (0.0,) * 4, (1.0,) * 4, (-8.0, 0.0, 0.0, 0.0), 4.0)
+MODEL = SupportModel(0.5, 0.5, (0.0,) * 2, (1.0,) * 2, (-8.0, 0.0), 4.0)
 KNOWN = SupportCalibration("fake", ("fraud", "small talk"), {ClaimType.THEME: MODEL})
 RULE = """
 schema_version: 1

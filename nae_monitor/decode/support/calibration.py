@@ -19,7 +19,7 @@ from nae_monitor.strict_yaml import read_regular_file
 
 FILE_NAME = "support.json"  # in the reconstructor's directory, where a pair ships one
 MAX_FILE_BYTES = 1024 * 1024
-FEATURES = ("samples", "neighbours", "fve", "rank_share")
+FEATURES = ("samples", "neighbours")
 _KEYS = frozenset({"schema_version", "nla_id", "labels", "models", "provenance"})
 
 
@@ -29,9 +29,9 @@ class SupportModel:
 
     usual_samples: float  # mean share of agreeing samples, on which few texts fall back
     usual_neighbours: float
-    mean: tuple[float, ...]  # [4], of the features
-    scale: tuple[float, ...]  # [4], above 0
-    weights: tuple[float, ...]  # [4]
+    mean: tuple[float, ...]  # [2], of the features
+    scale: tuple[float, ...]  # [2], above 0
+    weights: tuple[float, ...]  # [2]
     intercept: float
 
     def unsupported(self, signals: Signals) -> float:

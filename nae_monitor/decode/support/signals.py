@@ -35,12 +35,14 @@ class Signals:
         return (self.agreeing_samples + self.agreeing_neighbours) / texts if texts else 0.0
 
     def features(self, usual_samples: float, usual_neighbours: float) -> tuple[float, ...]:
-        """What the calibration weighs: two shares drawn to the usual ones, FVE, rank [4]."""
+        """What the calibration weighs: the two shares, drawn to the usual ones [2].
+
+        FVE and rank are left out: beside recurrence they do not tell true claims from untrue ones
+        (``benchmarks/support.py`` shows each alone).
+        """
         return (
             _share(self.agreeing_samples, self.samples, usual_samples),
             _share(self.agreeing_neighbours, self.neighbours, usual_neighbours),
-            self.fve,
-            self.rank_share,
         )
 
 
