@@ -63,8 +63,7 @@ class Recurrence:
     def _hold(self, place: Place, decoding: Decoding) -> None:
         texts = self._turns.setdefault(place.turn, [])
         self._turns.move_to_end(place.turn)
-        if not decoding.reused:  # a copy would agree with itself
-            texts.append(_Text(place, decoding))
+        texts.append(_Text(place, decoding))
         del texts[:-MAX_TEXTS]
         while len(self._turns) > MAX_TURNS:
             self._turns.popitem(last=False)
@@ -79,8 +78,9 @@ class Recurrence:
             return decoding
         if _theme(decoding.text) != claim:
             return decoding
-        samples = [t.decoding for t in here if t.place.sampled]
-        beside = [t.decoding for t in texts if _is_beside(t.place, place)]
+        further = [t for t in texts if not t.decoding.reused]  # a copy agrees with its original
+        samples = [t.decoding for t in further if _is_sample(t.place, place)]
+        beside = [t.decoding for t in further if _is_beside(t.place, place)]
         signals = signals_of(claim, [d.text for d in samples], [d.text for d in beside], greedy)
         figure = known.unsupported(claim, signals)
         if figure is None:
@@ -91,6 +91,10 @@ class Recurrence:
             support_decodes=len(samples) + len(beside),
             support_s=sum(other.seconds for other in (*samples, *beside)),
         )
+
+
+def _is_sample(one: Place, other: Place) -> bool:
+    return one.sampled and one.position == other.position
 
 
 def _is_beside(one: Place, other: Place) -> bool:
