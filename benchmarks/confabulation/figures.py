@@ -11,7 +11,7 @@ from nae_monitor.train.intervals import QUANTILES, Clusters, Measure
 
 BINS = 5  # of equal counts
 COVERAGES = (1.0, 0.75, 0.5, 0.25)
-ROUNDS = 1000
+ROUNDS = 300
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
