@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from nae_monitor.decode.support.calibration import SupportModel
 from nae_monitor.decode.support.signals import Signals
 
-MIN_CLAIMS = 40  # of a type, below which there is no fit
+MIN_DOCUMENTS = 40  # with a claim of the type, below which there is no fit
 MIN_OF_EACH = 10  # true ones, and untrue ones
 STRENGTH = 1.0  # inverse of the penalty on the weights
 
@@ -29,10 +29,11 @@ def fit(claims: Sequence[CheckedClaim]) -> SupportModel | None:
     """A logistic model of claims of one type.
 
     Returns:
-        None for fewer than :data:`MIN_CLAIMS`, or too few that are true or not.
+        None for fewer than :data:`MIN_DOCUMENTS`, or too few claims that are true or not.
     """
     untrue = np.array([not claim.is_true for claim in claims])
-    if len(claims) < MIN_CLAIMS or min(untrue.sum(), (~untrue).sum()) < MIN_OF_EACH:
+    documents = len({claim.digest for claim in claims})
+    if documents < MIN_DOCUMENTS or min(untrue.sum(), (~untrue).sum()) < MIN_OF_EACH:
         return None
     told = [claim.signals for claim in claims]
     samples = _usual([(s.agreeing_samples, s.samples) for s in told])
