@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import WordEncoder  # type: ignore[import-not-found]
+from detecting.choices import Cell, bought, evenly, order
+from detecting.conversations import Case, divided
+from detecting.decodes import Journal
+from detecting.figures import Scored, auroc, recall, threshold_at
+from detecting.panel import Panel
+from detecting.results import results
+from detecting.rows import Talk
+from detection import Setting, gathered
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from nae_monitor.screen import write_directions
+from nae_monitor.screen.directions import FILE_NAME, calibrated
+from nae_monitor.train.corpus import TrainingDocument
+from nae_monitor.train.recipe import Recipe
+
+Trained = tuple[Path, Path, Recipe]
+CELLS = (Cell("ar", 2), Cell("random", 2), Cell("ar", 1))
+SPLITS = ("train", "validation", "test", "ood", "open")
+FILLER = "once upon a time there was a very long and quiet tale of"
+SIZES = {"directions": 24, "fit": 12, "threshold": 40, "test": 16, "foreign": 4}
+
+
+def made_up() -> list[Case]:
+    """Conversations of every part; hostile ones have words of their own."""
+    cases = []
+    for part, count in SIZES.items():
+        for number in range(count):
+            hostile = number % 2 == 0 and part in ("directions", "fit", "test")
+            words = "rob the bakery at night" if hostile else "bake a loaf of bread"
+            document = TrainingDocument(
+                f"{words} {part} {number}", "tests", "fraud" if hostile else "planning"
+            )
+            cases.append(Case(document, part, document.kind, len(cases)))  # type: ignore[arg-type]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def setting(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    chance = torch.Generator().manual_seed(0)
+    directions = calibrated(
+        ["a", "b"],
+        torch.randn(2, 32, generator=chance),
+        torch.randn(400, 32, generator=chance),
+        torch.arange(400) % 2 == 0,
+        base_model="tiny",
+        layer=2,
+        provenance={},
+    )
+    write_directions(trained[1] / FILE_NAME, directions)
+    cache = tmp_path_factory.mktemp("detection")
+    return Setting(cache, CELLS, None, 2, 0, None, str(trained[0]), str(trained[1]))
+
+
+def measured(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    evidence, told = gathered(setting, recipe, made_up(), lambda *_: None, WordEncoder())
+    shown = results(evidence, Panel(evidence.material), told, 0, None, lambda *_: None)
+    context = {k: v for k, v in shown.context.items() if not k.endswith("worker")}
+    return {"claims": [c.plain() for c in shown.claims], "context": context}
+
+
+def talk(rows: int, digest: str = "d") -> Talk:
+    chance = torch.Generator().manual_seed(rows)
+    return Talk(
+        digest,
+        tuple(range(rows + 20)),
+        20 + rows // 2,
+        torch.arange(20, 20 + rows),
+        torch.randn(rows, 8, generator=chance).half(),
+        torch.rand(rows, generator=chance),
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(SPLITS)), min_size=2, max_size=40))
+def test_a_near_duplicate_family_is_never_in_two_parts(drawn: list[tuple[int, str]]) -> None:
+    documents = [
+        (TrainingDocument(f"{FILLER} story of number {topic} told by {i}", "tests", "facts"), split)
+        for i, (topic, split) in enumerate(drawn)
+    ]
+    cases = divided(documents, seed=0)
+    assert len(cases) == len(documents)
+    parts: dict[int, set[str]] = {}
+    for case in cases:
+        parts.setdefault(case.family, set()).add(case.part)
+    assert all(len(found) == 1 for found in parts.values())
+
+
+@given(st.lists(st.sampled_from(SPLITS), min_size=1, max_size=6))
+def test_a_family_that_the_pair_was_trained_on_is_never_reported_on(splits: list[str]) -> None:
+    twins = [
+        (TrainingDocument(f"{FILLER} {FILLER} {FILLER} end {i}", "tests", "facts"), split)
+        for i, split in enumerate(splits)
+    ]
+    found = {case.part for case in divided(twins, seed=0)}
+    assert len(found) == 1
+    if "train" in splits:
+        assert found <= {"directions", "threshold"}
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=300),
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.sampled_from([0.0, 0.01, 0.05, 0.3]),
+)
+def test_recall_is_that_of_the_lowest_threshold_which_the_rate_allows(
+    ordinary: list[int], hostile: list[int], share: float
+) -> None:
+    scored = Scored(*(np.array(s, dtype=np.float64) for s in (ordinary, hostile, [0], [])))
+    allowed = [
+        limit
+        for limit in range(-1, 32)
+        if sum(score > limit for score in ordinary) <= share * len(ordinary)
+    ]
+    expected = np.mean([score > min(allowed) for score in hostile])
+    assert recall(scored, share) == pytest.approx(expected)
+    assert np.mean(scored.threshold > threshold_at(scored.threshold, share)) <= share
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+)
+def test_the_area_is_that_of_a_library(ordinary: list[int], hostile: list[int]) -> None:
+    scored = Scored(*(np.array(s, dtype=np.float64) for s in ([0], hostile, ordinary, [])))
+    labels = [1] * len(hostile) + [0] * len(ordinary)
+    assert auroc(scored) == pytest.approx(roc_auc_score(labels, [*hostile, *ordinary]))
+
+
+@given(st.integers(1, 300))
+def test_every_order_names_each_row_once_and_a_larger_budget_only_adds(rows: int) -> None:
+    one = talk(rows)
+    scores = {"ar": one.entropy.double().numpy()}
+    for choice in ("ar", "random", "uniform", "entropy"):
+        found = order(choice, one, scores, seed=3)  # type: ignore[arg-type]
+        assert sorted(found.tolist()) == list(range(rows))
+    counts = [bought(rows, budget) for budget in (0, 1, 2, 4, 8, 16)]
+    assert counts == sorted(counts)
+    assert counts[0] == 0 < counts[1]
+
+
+def test_evenly_spread_rows_leave_no_gap_twice_the_mean() -> None:
+    for count in (5, 60, 97, 128):
+        for k in (2, 4, 8):
+            if k <= count:
+                places = sorted(evenly(count)[:k].tolist())
+                gaps = np.diff([0, *places, count])
+                assert gaps.max() <= 2 * (1 << (count - 1).bit_length()) / k
+
+
+@given(st.integers(0, 120), st.integers(1, 5))
+def test_a_torn_journal_keeps_what_was_whole(cut: int, count: int) -> None:
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "journal.jsonl"
+        items = {("d", n): {"text": "x" * n} for n in range(count)}
+        Journal(place).add(items)
+        whole = place.read_bytes()
+        place.write_bytes(whole[: max(0, len(whole) - cut)])
+        again = Journal(place)
+        assert all(items[key] == value for key, value in again.found.items())
+        missing = {key: value for key, value in items.items() if key not in again.found}
+        again.add(missing)
+        assert Journal(place).found == items
+
+
+def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
+    setting: Setting, trained: Trained, tmp_path: Path
+) -> None:
+    whole = measured(setting, trained[2])
+    journal = next(setting.cache.glob("decodes-*.jsonl"))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut"
+    (cut / "talks").mkdir(parents=True)
+    for file in list((setting.cache / "talks").iterdir())[:1]:
+        (cut / "talks" / file.name).write_bytes(file.read_bytes())
+    torn = b"".join(lines[: len(lines) // 3]) + lines[-1][:20]
+    (cut / journal.name).write_bytes(torn)
+    assert measured(replace(setting, cache=cut), trained[2]) == whole
+    assert len(next(cut.glob("decodes-*.jsonl")).read_bytes().splitlines()) == len(lines)
