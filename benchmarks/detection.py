@@ -54,7 +54,7 @@ from nae_monitor.train.held_out import recipe_of
 from nae_monitor.train.lora import has_fast_bfloat16
 from nae_monitor.train.recipe import Recipe
 
-REPLY_TOKENS, TALK_BATCH = 40, 64
+TALK_BATCH = 64
 QUICK_MINUTES = 2.0
 QUICK_CELLS = tuple(cell for cell in STAGES if cell.budget <= CLAIM_BUDGET)
 TWIN_BEHIND = Cell("contrast", CLAIM_BUDGET)  # the control matters more than what comes next
@@ -175,11 +175,10 @@ def gathered(
 
 
 def opened(recipe: Recipe) -> Runner:
-    """The target as the recipe's own collection runs it, with longer replies."""
+    """The target as the recipe's own collection runs it."""
     fast = has_fast_bfloat16(torch.device("cpu"))
     options = replace(
         recipe.collect,
-        reply_tokens=REPLY_TOKENS,
         batch_size=TALK_BATCH,
         max_batches=None,
         autocast=fast,

@@ -7,12 +7,11 @@ neither the pair nor anything fitted here has seen.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
-
-import numpy as np
 
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.corpus import TrainingDocument, read_corpus
@@ -38,8 +37,8 @@ class Sizes:
     fit: int = 320  # likewise, the validation split of the pair
     threshold: int = 1_000  # ordinary
     hostile: int = 400  # test
-    ordinary: int = 500  # test
-    foreign: int = 150  # ordinary, of a source that nothing was fitted on
+    ordinary: int = 350  # test
+    foreign: int = 100  # ordinary, of a source that nothing was fitted on
     more_chat: int = 1_400  # messages beyond the recipe's own, from the same sources
     more_technical: int = 600
 
@@ -55,7 +54,7 @@ class Case:
     document: TrainingDocument
     part: Part
     kind: str
-    family: int
+    family: str
 
     @property
     def digest(self) -> str:
@@ -98,20 +97,34 @@ def divided(documents: Sequence[tuple[TrainingDocument, str]], seed: int) -> lis
         documents: each with the recipe's split, or ``open`` where the recipe does not have it.
         seed: of order and parts.
     """
-    families = family_ids([document.text for document, _ in documents])
+    families = _families([document for document, _ in documents])
     origin = _origins(families, [split for _, split in documents])
-    chance = np.random.default_rng(seed)
-    shares = {family: float(chance.random()) for family in sorted(origin)}
     cases = [
-        Case(d, _part(origin[family], shares[family]), theme_of(d.digest, d.kind).kind, family)
+        Case(
+            d, _part(origin[family], _share(family, seed)), theme_of(d.digest, d.kind).kind, family
+        )
         for (d, _), family in zip(documents, families, strict=True)
     ]
-    return [cases[i] for i in chance.permutation(len(cases)).tolist()]
+    return sorted(cases, key=lambda case: _share(case.digest, seed))
 
 
-def _origins(families: Sequence[int], splits: Sequence[str]) -> dict[int, str]:
+def _families(documents: Sequence[TrainingDocument]) -> list[str]:
+    """The smallest digest of each document's family: numbers would differ from run to run."""
+    numbers = family_ids([document.text for document in documents])
+    smallest: dict[int, str] = {}
+    for document, number in zip(documents, numbers, strict=True):
+        smallest[number] = min(smallest.get(number, document.digest), document.digest)
+    return [smallest[number] for number in numbers]
+
+
+def _share(name: str, seed: int) -> float:
+    """A place from 0 to 1 that a name and a seed decide."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]) / 2**64
+
+
+def _origins(families: Sequence[str], splits: Sequence[str]) -> dict[str, str]:
     """The recipe's split of each family; one that touches its training split was seen."""
-    found: dict[int, str] = {}
+    found: dict[str, str] = {}
     order = ("train", "test", "validation", "ood", OPEN)
     for family, split in zip(families, splits, strict=True):
         found[family] = min(found.get(family, OPEN), split, key=order.index)

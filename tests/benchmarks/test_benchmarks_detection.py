@@ -43,7 +43,7 @@ def made_up() -> list[Case]:
             document = TrainingDocument(
                 f"{words} {part} {number}", "tests", "fraud" if hostile else "planning"
             )
-            cases.append(Case(document, part, document.kind, len(cases)))  # type: ignore[arg-type]
+            cases.append(Case(document, part, document.kind, str(len(cases))))  # type: ignore[arg-type]
     return cases
 
 
@@ -91,7 +91,7 @@ def test_a_near_duplicate_family_is_never_in_two_parts(drawn: list[tuple[int, st
     ]
     cases = divided(documents, seed=0)
     assert len(cases) == len(documents)
-    parts: dict[int, set[str]] = {}
+    parts: dict[str, set[str]] = {}
     for case in cases:
         parts.setdefault(case.family, set()).add(case.part)
     assert all(len(found) == 1 for found in parts.values())
