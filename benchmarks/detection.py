@@ -153,13 +153,16 @@ def gathered(
     other = Journal(setting.cache / f"untrained-{made_by}.jsonl")
     explainer, twin = open_explainers(av_dir, ar_dir, setting.workers, dtype)
     explain(material, explainer, twin, journal, other, setting, report)
-    remembering = Remembering(encoder or load_encoder(EMBEDDED_ENCODER))
+    encoder = encoder or load_encoder(EMBEDDED_ENCODER)
+    known = setting.cache / f"sentences-{identity(encoder.fingerprint)}.safetensors"
+    remembering = Remembering(encoder, known)
     readers = Readers(remembering)
     evidence, more = judged(
         material, readers, remembering, journal, other, shown, runner.target.tokenizer,
         setting.cache / f"{made_by}-{identity(readers.fingerprint, remembering.fingerprint)}",
         setting.workers, report,
     )  # fmt: skip
+    remembering.keep()
     per_s, tokens = rates(journal.found)
     told = more | {
         "conversations": counts(material.cases),

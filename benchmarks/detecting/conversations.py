@@ -43,7 +43,7 @@ class Sizes:
     more_technical: int = 600
 
 
-MANY = 1_500  # conversations for directions, of each sort, where their rows are at hand
+MANY = 1_000  # conversations for directions, of each sort, where their rows are at hand
 QUICK = Sizes(60, 24, 100, 32, 40, 12, 200, 100)
 
 

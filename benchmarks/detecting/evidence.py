@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from detecting.decodes import Journal, Key
 from detecting.rows import Talk
@@ -27,6 +29,7 @@ from nae_monitor.records import (
     SampleReason,
     Transcript,
 )
+from nae_monitor.train.files import replacing
 from nae_monitor.train.written import parts_of
 
 PACKS = ("harm", "jailbreak", "injection")
@@ -36,22 +39,44 @@ Matrix = NDArray[np.float32]
 
 
 class Remembering:
-    """An encoder that encodes a text once; texts it was told of beforehand, in batches."""
+    """An encoder that encodes a text once, also over runs.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: what it remembers for.
+        place: file of vectors by the digest of their text; None keeps nothing.
+    """
+
+    def __init__(self, encoder: Encoder, place: Path | None = None) -> None:
         self.name, self.fingerprint = encoder.name, encoder.fingerprint
-        self._encoder = encoder
+        self._encoder, self._place = encoder, place
         self._known: dict[str, Matrix] = {}
         self._lock = threading.Lock()
+        if place is not None and place.exists():
+            kept = load_file(place)
+            digests = bytes(kept["digests"].reshape(-1)).hex()
+            for number, vector in enumerate(kept["vectors"]):
+                self._known[digests[64 * number : 64 * (number + 1)]] = vector
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """Unit vectors [n, e]."""
-        missing = sorted({text for text in texts if text not in self._known}, key=len)
+        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        missing = {key: t for key, t in zip(keys, texts, strict=True) if key not in self._known}
         if missing:
-            found = self._encoder.encode(missing)
+            ordered = sorted(missing, key=lambda key: (len(missing[key]), key))
+            found = self._encoder.encode([missing[key] for key in ordered])
             with self._lock:
-                self._known |= dict(zip(missing, found, strict=True))
-        return np.stack([self._known[text] for text in texts])
+                self._known |= dict(zip(ordered, found, strict=True))
+        return np.stack([self._known[key] for key in keys])
+
+    def keep(self) -> None:
+        """Write what is known, in one piece."""
+        if self._place is None or not self._known:
+            return
+        with self._lock:
+            digests = np.frombuffer(bytes.fromhex("".join(self._known)), dtype=np.uint8)
+            vectors = np.stack(list(self._known.values()))
+        with replacing(self._place) as temporary:
+            save_file({"digests": digests, "vectors": vectors}, temporary)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
