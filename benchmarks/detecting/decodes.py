@@ -154,27 +154,32 @@ def decode(
     until_s: float,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> bool:
-    """Decode what the journal lacks, in order; False where the time (monotonic) ran out."""
-    missing = [key for key in wanted if key not in journal.found]
-    chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-    pending: dict[Future[list[Explained]], list[Key]] = {}
-    done = 0
+    """Decode what the journal lacks, in order; False where the time (monotonic) ran out.
+
+    In half precision a text may depend on what is decoded beside it. So ``wanted`` is cut in the
+    same pieces whatever is known of it already, and a piece that a kill left in part is decoded
+    whole: a run that goes on writes what an uninterrupted one does.
+    """
+    pieces = [wanted[i : i + CHUNK] for i in range(0, len(wanted), CHUNK)]
+    missing = [piece for piece in pieces if any(key not in journal.found for key in piece)]
+    total, done = sum(map(len, missing)), 0
+    pending: dict[Future[list[Explained]], Sequence[Key]] = {}
     with ThreadPoolExecutor(explainer.workers) as pool:
-        for chunk in chunks:
+        for piece in missing:
             if time.monotonic() >= until_s:
                 break
-            vectors = torch.stack([vector_of(key) for key in chunk])
-            pending[pool.submit(explainer.explain, vectors)] = chunk
+            vectors = torch.stack([vector_of(key) for key in piece])
+            pending[pool.submit(explainer.explain, vectors)] = piece
             if len(pending) >= explainer.workers:
                 done += _settle(pending, journal, wait_all=False)
-                report(done, len(missing))
+                report(done, total)
         done += _settle(pending, journal, wait_all=True)
-        report(done, len(missing))
-    return done == len(missing)
+        report(done, total)
+    return done == total
 
 
 def _settle(
-    pending: dict[Future[list[Explained]], list[Key]], journal: Journal, *, wait_all: bool
+    pending: dict[Future[list[Explained]], Sequence[Key]], journal: Journal, *, wait_all: bool
 ) -> int:
     finished: Iterable[Future[list[Explained]]] = list(pending)
     if not wait_all and pending:
@@ -182,6 +187,7 @@ def _settle(
     count = 0
     for future in finished:
         keys = pending.pop(future)
-        journal.add({key: asdict(one) for key, one in zip(keys, future.result(), strict=True)})
+        found = zip(keys, future.result(), strict=True)
+        journal.add({key: asdict(one) for key, one in found if key not in journal.found})
         count += len(keys)
     return count

@@ -127,17 +127,20 @@ def stages(
     until_s: float,
     report: Report,
 ) -> Iterator[Cell]:
-    """Decode cell after cell; yields those that are whole, and ends with the time."""
+    """Decode cell after cell; yields those that are whole, and ends with the time.
+
+    What an earlier cell has decoded is no part of a later one's work.
+    """
+    before: set[Key] = set()
     for cell in cells:
         name = f"decode {cell.choice} {cell.budget}"
 
         def told(done: int, total: int, name: str = name) -> None:
             report(name, done, total)
 
-        whole = decode(
-            explainer, material.wanted(cell), material.vector, journal, until_s=until_s,
-            report=told,
-        )  # fmt: skip
+        wanted = [key for key in material.wanted(cell) if key not in before]
+        before.update(wanted)
+        whole = decode(explainer, wanted, material.vector, journal, until_s=until_s, report=told)
         if not whole:
             return
         yield cell
