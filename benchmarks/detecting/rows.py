@@ -152,7 +152,7 @@ def _kept(
         (*prompt, *longest),
         len(prompt),
         torch.tensor([int(row["position"]) for row, _ in rows]),
-        torch.stack([torch.from_numpy(vector) for _, vector in rows]),
+        torch.stack([torch.tensor(vector) for _, vector in rows]),
         torch.full((len(rows),), torch.nan),
     )
 

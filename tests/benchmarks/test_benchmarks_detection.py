@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import WordEncoder  # type: ignore[import-not-found]
-from detecting.choices import Cell, bought, evenly, order
+from detecting.choices import Cell, bought, evenly, in_subset, order
+from detecting.controls import shuffled, zeroed
 from detecting.conversations import Case, divided
 from detecting.decodes import Journal
 from detecting.figures import Scored, auroc, recall, threshold_at
-from detecting.panel import Panel
+from detecting.panel import Evidence, Panel
 from detecting.results import results
 from detecting.rows import Talk
+from detecting.scoring import Sign
+from detecting.work import Material
 from detection import Setting, gathered
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from nae_monitor.screen import write_directions
@@ -64,11 +68,8 @@ def setting(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Setti
     return Setting(cache, CELLS, None, 2, 0, None, str(trained[0]), str(trained[1]))
 
 
-def measured(setting: Setting, recipe: Recipe) -> dict[str, Any]:
-    evidence, told = gathered(setting, recipe, made_up(), lambda *_: None, WordEncoder())
-    shown = results(evidence, Panel(evidence.material), told, 0, None, lambda *_: None)
-    context = {k: v for k, v in shown.context.items() if not k.endswith("worker")}
-    return {"claims": [c.plain() for c in shown.claims], "context": context}
+def found(setting: Setting, recipe: Recipe) -> tuple[Evidence, dict[str, Any]]:
+    return gathered(setting, recipe, made_up(), lambda *_: None, WordEncoder())
 
 
 def talk(rows: int, digest: str = "d") -> Talk:
@@ -177,7 +178,10 @@ def test_a_torn_journal_keeps_what_was_whole(cut: int, count: int) -> None:
 def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
     setting: Setting, trained: Trained, tmp_path: Path
 ) -> None:
-    whole = measured(setting, trained[2])
+    whole, told = found(setting, trained[2])
+    shown = results(whole, Panel(whole.material), told, 0, tmp_path / "p.svg", lambda *_: None)
+    assert {c.name for c in shown.claims if c.bound is not None}
+    assert (tmp_path / "p.svg").read_text(encoding="utf-8").startswith("<?xml")
     journal = next(setting.cache.glob("decodes-*.jsonl"))
     lines = journal.read_bytes().splitlines(keepends=True)
     cut = tmp_path / "cut"
@@ -186,5 +190,74 @@ def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
         (cut / "talks" / file.name).write_bytes(file.read_bytes())
     torn = b"".join(lines[: len(lines) // 3]) + lines[-1][:20]
     (cut / journal.name).write_bytes(torn)
-    assert measured(replace(setting, cache=cut), trained[2]) == whole
+    again, retold = found(replace(setting, cache=cut), trained[2])
+    assert (again.signs, again.visible) == (whole.signs, whole.visible)
+    texts = [{k: v["text"] for k, v in t["journal"].items()} for t in (told, retold)]
+    assert texts[0] == texts[1]
     assert len(next(cut.glob("decodes-*.jsonl")).read_bytes().splitlines()) == len(lines)
+
+
+@pytest.fixture(scope="module")
+def telling() -> Evidence:
+    """Conversations whose scores and decodes tell hostile from ordinary ones plainly."""
+    chance = np.random.default_rng(0)
+    sizes = {"fit": 60, "threshold": 300, "test": 300}
+    cases, talks, scores, orders = [], {}, {}, {}
+    for part, count in sizes.items():
+        for number in range(count):
+            kind = "fraud" if number % 2 and part != "threshold" else "planning"
+            document = TrainingDocument(f"{part} {number}", "tests", kind)
+            case = Case(document, part, kind, document.digest)  # type: ignore[arg-type]
+            one = talk(60, case.digest)
+            cases.append(case)
+            talks[case.digest] = one
+            scores[case.digest] = {"ar": chance.normal(size=60) + 2 * case.hostile}
+            orders[case.digest] = {"ar": order("ar", one, scores[case.digest], 0)}  # type: ignore[arg-type]
+    rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    directions = calibrated(
+        ["a"], torch.ones(1, 8), rows, torch.arange(400) % 2 == 0, base_model="t", layer=1,
+        provenance={},
+    )  # fmt: skip
+    material = Material(tuple(cases), talks, {"ar": directions}, scores, orders)  # type: ignore[arg-type]
+    signs = {
+        key: Sign(key[1], chance.normal() + 3 * case.hostile, 0.0, frozenset(), 0.5)
+        for case in cases
+        for key in material.chosen(case.digest, CELL)
+    }
+    return Evidence(material, signs, {})
+
+
+CELL = Cell("ar", 2)
+
+
+def test_rows_and_decodes_of_other_conversations_tell_nothing(telling: Evidence) -> None:
+    panel = Panel(telling.material)
+    assert auroc(panel.scored(telling.both(CELL), CELL)) > 0.95
+    assert abs(auroc(shuffled(telling, panel, CELL, seed=0)) - 0.5) < 0.1
+    assert recall(shuffled(telling, panel, CELL, seed=0)) < 0.1
+
+
+def test_zeros_for_rows_tell_nothing(telling: Evidence) -> None:
+    assert auroc(zeroed(telling, Panel(telling.material), CELL)) == 0.5
+
+
+def test_scores_are_learnt_on_the_fit_part_alone(telling: Evidence) -> None:
+    panel = Panel(telling.material)
+    asked: list[str] = []
+
+    def features(digest: str) -> NDArray[np.float64]:
+        asked.append(digest)
+        return telling.both(CELL)(digest)
+
+    panel.learnt(features)
+    assert set(asked) == {case.digest for case in telling.material.cases if case.part == "fit"}
+
+
+def test_a_large_budget_is_measured_on_a_part_of_the_conversations_but_learnt_on_all(
+    telling: Evidence,
+) -> None:
+    cell = Cell("ar", 16)
+    covered = {digest for digest, _ in telling.material.wanted(cell)}
+    for case in telling.material.cases:
+        assert (case.digest in covered) == (case.part == "fit" or in_subset(case.digest))
+    assert set(Panel(telling.material).digests("test", True, cell)) <= covered
