@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from detecting.choices import STAGES, Cell
-from detecting.conversations import MANY, QUICK, Case, Sizes, choose, counts
+from detecting.conversations import MANY, QUICK, Case, Sizes, choose, counts, kept
 from detecting.decodes import Explainer, Journal, decode, identity, open_explainers
 from detecting.evidence import Readers, Remembering, Words, judge_decodes, judge_transcripts
 from detecting.outcome import CLAIM_BUDGET
@@ -100,7 +100,9 @@ def main(
             )
             recipe = recipe_of(resolve_nla(setting.av))
             report("choose conversations", 0, 1)
-            cases = choose(recipe, _sizes(quick, activations is not None), seed)
+            sizes = _sizes(quick, activations is not None)
+            place = cache / f"cases-{identity(repr(recipe), repr(sizes), str(seed))}.json"
+            cases = kept(place, lambda: choose(recipe, sizes, seed))
             report("choose conversations", 1, 1)
             evidence, told = gathered(setting, recipe, cases, report)
             shown: Shown = results(evidence, Panel(evidence.material), told, seed, picture, report)
@@ -258,9 +260,9 @@ def judged(
         workers,
         lambda done, total: report("rules on transcripts", done, total),
     )
-    for found, kept in ((journal, matched), (other, matched_twin)):
+    for found, place_of in ((journal, matched), (other, matched_twin)):
         judge_decodes(
-            readers, found.found, material.talks, shown, tokenizer, kept, workers,
+            readers, found.found, material.talks, shown, tokenizer, place_of, workers,
             lambda done, total: report("rules on decodes", done, total),
         )  # fmt: skip
     words = Words.of(readers.rules, encoder)

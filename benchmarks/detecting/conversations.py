@@ -8,14 +8,17 @@ neither the pair nor anything fitted here has seen.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.corpus import TrainingDocument, read_corpus
 from nae_monitor.train.families import family_ids
+from nae_monitor.train.files import make_directory, replacing
 from nae_monitor.train.recipe import Recipe
 from nae_monitor.train.splits import Wheels, split_corpus
 from nae_monitor.train.themes import KINDS, theme_of
@@ -88,6 +91,17 @@ def choose(recipe: Recipe, sizes: Sizes, seed: int, wheels: Wheels = corpus_whee
     )
     extra = [(d, OPEN) for d in more if d.source in MORE_SOURCES and d.digest not in known]
     return _drawn(divided([*base, *extra], seed), sizes)
+
+
+def kept(place: Path, make: Callable[[], list[Case]]) -> list[Case]:
+    """The conversations of an earlier run, or those of ``make``, which are then kept there."""
+    if not place.exists():
+        make_directory(place.parent)
+        rows = [[asdict(c.document), c.part, c.kind, c.family] for c in make()]
+        with replacing(place) as temporary:
+            temporary.write_text(json.dumps(rows), encoding="utf-8")
+    rows = json.loads(place.read_text(encoding="utf-8"))
+    return [Case(TrainingDocument(**document), *rest) for document, *rest in rows]
 
 
 def divided(documents: Sequence[tuple[TrainingDocument, str]], seed: int) -> list[Case]:

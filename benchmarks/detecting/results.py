@@ -30,7 +30,7 @@ from detecting.outcome import (
     tokens_to_alert,
 )
 from detecting.panel import Evidence, Panel
-from detecting.tables import apart_table, curve_table, draw, line_table, speed_table
+from detecting.tables import apart_table, cost_table, curve_table, draw, line_table, speed_table
 from detecting.work import UNTRAINED, Report, untrained_keys
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.corpus import HARM_WORDS
@@ -94,6 +94,9 @@ def results(
         line_table("controls, at the threshold of the real ones", controls),
         _apart(evidence, panel, at[cell], alone, told),
         _speeds(evidence, panel, at),
+        cost_table(
+            found, told["target_tokens_per_s_of_a_worker"], told["explanations_per_s_of_a_worker"]
+        ),
     ]
     report("measure", 4, 4)
     context = _context(evidence, panel, at[cell], told, found, [*alone, *controls], best)

@@ -77,6 +77,17 @@ def speed_table(rows: Sequence[tuple[str, Speed]]) -> Table:
     return table
 
 
+def cost_table(points: Sequence[Point], tokens_per_s: float, explanations_per_s: float) -> Table:
+    """Tokens a second of one core that serves and decodes in turn."""
+    table = _table("what decoding costs one core", "budget", "spent", "tokens/s", "of no decoding")
+    spent = {point.cell.budget: point.spent for point in points} | {0: 0.0}
+    for budget, decodes in sorted(spent.items()):
+        rate = 100 / (100 / tokens_per_s + decodes / explanations_per_s)
+        share = f"{100 * rate / tokens_per_s:.0f} %"
+        table.add_row(str(budget), f"{decodes:.1f}", f"{rate:.0f}", share)
+    return table
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for number, name in enumerate(columns):
