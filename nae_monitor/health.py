@@ -11,8 +11,9 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from nae_monitor.records import Coverage
 
@@ -130,15 +131,13 @@ class Health:
         """Whether the component's circuit is open, i.e. it is switched off."""
         return component in self._open
 
-    @contextmanager
-    def guard(self, component: str) -> Iterator[None]:
+    def any_open(self, components: frozenset[str]) -> bool:
+        """Whether the circuit of any of ``components`` is open."""
+        return bool(self._open) and not self._open.isdisjoint(components)
+
+    def guard(self, component: str) -> AbstractContextManager[None, bool]:
         """Run a block at the host boundary: any ``Exception`` is counted, none passes."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - the one place allowed to swallow
-            self.failed(component, error)
-        else:
-            self.succeeded(component)
+        return _Guard(self, component)
 
     def counters(self) -> Mapping[str, int]:
         """A copy of every counter."""
@@ -164,3 +163,30 @@ class Health:
             excluded_tokens=ledger["tokens.excluded"],
             reused_tokens=ledger["tokens.reused"],
         )
+
+
+class _Guard:
+    """See :meth:`Health.guard`. A class, because a generator costs several times as much."""
+
+    __slots__ = ("_component", "_health")
+
+    def __init__(self, health: Health, component: str) -> None:
+        self._health = health
+        self._component = component
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if error is None:
+            self._health.succeeded(self._component)
+            return False
+        if not isinstance(error, Exception):
+            return False
+        self._health.failed(self._component, error)  # the one place allowed to swallow
+        return True

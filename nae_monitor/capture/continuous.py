@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from nae_monitor.capture.context import RequestContext, scope_context
-from nae_monitor.capture.generation import Sink
 from nae_monitor.capture.listener import Stopping
 from nae_monitor.capture.mixed_rows import MixedRows, plan_rows
+from nae_monitor.capture.sink import Sink
 from nae_monitor.capture.stopping import COMPONENT
 from nae_monitor.errors import UnsupportedError
 from nae_monitor.records import Request

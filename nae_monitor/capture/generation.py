@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,62 +11,27 @@ import torch
 from numpy.typing import NDArray
 
 from nae_monitor.capture.context import RequestContext, Turn
-from nae_monitor.capture.listener import CaptureListener, Stopping
+from nae_monitor.capture.listener import Stopping
 from nae_monitor.capture.options import GenerateOptions
 from nae_monitor.capture.prompts import read_prompt, to_numpy
 from nae_monitor.capture.sequences import Rows, Sequences
-from nae_monitor.health import Health
+from nae_monitor.capture.sink import Sink
 from nae_monitor.records import Phase, RowBatch
-from nae_monitor.settings import CaptureSettings
-
-COMPONENTS = tuple(
-    f"capture.{part}"
-    for part in (
-        "options",
-        "start",
-        "pass",
-        "block",
-        "end",
-        "started",
-        "rows",
-        "tokens",
-        "finished",
-    )
-)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Sink:
-    """Where a generation's rows go, and which of them."""
-
-    listener: CaptureListener
-    health: Health
-    settings: CaptureSettings
-    layer: int
-    model_name: str
-    device: torch.device  # of the watched block
-
-    @property
-    def quiet(self) -> bool:
-        """Whether a circuit is open, so that nothing is captured any more."""
-        return any(self.health.is_open(component) for component in COMPONENTS)
-
-    def call(self, part: str, method: Callable[..., None], *arguments: object) -> bool:
-        """Call the listener at the host boundary; False where it failed."""
-        done = False
-        with self.health.guard(f"capture.{part}"):
-            method(*arguments)
-            done = True
-        return done
-
-
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Pending:
-    """Rows of the pass under way, waiting for the block's output."""
+    """Rows of the pass under way, waiting for the block's output; side by side, one entry a row."""
 
-    rows: Rows
+    sequences: tuple[int, ...]
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    phases: tuple[Phase, ...]
     index: torch.Tensor | None  # [n] into the flattened [S * T]; None: every row in order
     shape: tuple[int, int]  # (S, T) of the pass
+
+    def __len__(self) -> int:
+        return len(self.sequences)
 
 
 class Generation:
@@ -138,6 +103,9 @@ class Generation:
         self._passes += 1
         self._cache = cache
         start = 0 if cache is None else self._sequences.next_column
+        if input_ids.shape[1] == 1 and start == self._sequences.known_columns:
+            self._pending = self._step([row[0] for row in input_ids.tolist()])
+            return
         end = start + input_ids.shape[1]
         new = end - self._sequences.known_columns
         if new > 0:
@@ -149,7 +117,7 @@ class Generation:
         """Copy the waiting rows out of the block's output ``[S, T, d]``."""
         self._blocks += 1
         pending = self._pending
-        if pending is None or not len(pending.rows):
+        if pending is None or not len(pending):
             self._pending = None
             return
         if self._sink.quiet:
@@ -158,12 +126,14 @@ class Generation:
         hidden = output[0] if isinstance(output, tuple) else output
         if tuple(hidden.shape[:2]) != pending.shape or hidden.dim() != 3:
             raise ValueError("the block's output is not [batch, tokens, width]")
-        flat = hidden.detach().reshape(-1, hidden.shape[-1])
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if flat.requires_grad:
+            flat = flat.detach()
         if pending.index is None:
             vectors = flat.clone()
         else:
             vectors = flat.index_select(0, pending.index.to(flat.device))
-        if self._sink.call("rows", self._sink.listener.rows, self._batch(pending.rows, vectors)):
+        if self._sink.call("rows", self._sink.listener.rows, self._batch(pending, vectors)):
             self._pending = None
         else:
             self._drop_pending("listener_failed")
@@ -200,7 +170,8 @@ class Generation:
             self._learn(to_numpy(rest))
         processed = sequences.known_columns - 1  # the last token sampled is not fed again
         if sequences.next_column < processed:
-            self._count("dropped.not_captured", self._eligible(sequences.take(processed)))
+            rows = self._eligible(sequences.take(processed))
+            self._count("dropped.not_captured", rows.sequence.tolist())
             self._passes += 1
         if self._blocks >= self._passes:
             return None
@@ -225,10 +196,40 @@ class Generation:
         end, known = start + input_ids.shape[1], self._sequences.known_columns
         return bool(self._sequences.next_column < end <= known + 1)
 
+    def _step(self, token_ids: list[int]) -> _Pending:
+        """Learn the one new token of each sequence; its rows are those of the pass."""
+        sequences, settings = self._sequences, self._sink.settings
+        live = sequences.learn_column(token_ids)
+        sequences.next_column = sequences.known_columns
+        for sequence in live:
+            self._tell(sequence, (token_ids[sequence],))
+        wanted: list[tuple[int, int]] = []  # sequence and position
+        if Phase.COMPLETION.value in settings.phases:
+            at = [(s, sequences.known_length(s) - 1) for s in live]
+            wanted = [one for one in at if one[1] >= settings.min_position]
+        self._count("tokens.seen", live)
+        if len(wanted) < len(live):
+            kept = {sequence for sequence, _ in wanted}
+            self._count("tokens.excluded", [s for s in live if s not in kept])
+        rows = tuple(sequence for sequence, _ in wanted)
+        return _Pending(
+            rows,
+            tuple(position for _, position in wanted),
+            tuple(token_ids[sequence] for sequence in rows),
+            (Phase.COMPLETION,) * len(rows),
+            None if len(rows) == len(token_ids) else torch.tensor(rows, device=self._sink.device),
+            (len(token_ids), 1),
+        )
+
     def _learn(self, token_ids: NDArray[np.int64]) -> None:
-        for request, tokens in zip(self.requests, self._sequences.learn(token_ids), strict=True):
-            if tokens and not self._sink.quiet:
-                self._sink.call("tokens", self._sink.listener.tokens, request.request_id, tokens)
+        for sequence, tokens in enumerate(self._sequences.learn(token_ids)):
+            if tokens:
+                self._tell(sequence, tokens)
+
+    def _tell(self, sequence: int, token_ids: tuple[int, ...]) -> None:
+        if not self._sink.quiet:
+            request_id = self.requests[sequence].request_id
+            self._sink.call("tokens", self._sink.listener.tokens, request_id, token_ids)
 
     def _eligible(self, rows: Rows) -> Rows:
         """Count every row as seen, and keep those that the settings ask for."""
@@ -239,38 +240,48 @@ class Generation:
             keep &= ~in_prompt
         if Phase.COMPLETION.value not in settings.phases:
             keep &= in_prompt
-        self._count("tokens.seen", rows)
+        self._count("tokens.seen", rows.sequence.tolist())
         if not keep.all():
-            self._count("tokens.excluded", rows.where(~keep))
+            self._count("tokens.excluded", rows.sequence[~keep].tolist())
         return rows.where(keep)
 
     def _wait_for(self, rows: Rows, start: int, shape: tuple[int, int]) -> _Pending:
-        if len(rows) == shape[0] * shape[1]:
-            return _Pending(rows, None, shape)
-        flat = rows.sequence * shape[1] + (rows.column - start)
-        # Copied to the device before the pass, while it has nothing to wait for.
-        return _Pending(rows, torch.from_numpy(flat).to(self._sink.device), shape)
+        index = None
+        if len(rows) < shape[0] * shape[1]:
+            flat = rows.sequence * shape[1] + (rows.column - start)
+            # Copied to the device before the pass, while it has nothing to wait for.
+            index = torch.from_numpy(flat).to(self._sink.device)
+        in_prompt = (rows.column < self._sequences.prompt_columns).tolist()
+        return _Pending(
+            tuple(rows.sequence.tolist()),
+            tuple(rows.position.tolist()),
+            tuple(rows.token_id.tolist()),
+            tuple(Phase.PROMPT if p else Phase.COMPLETION for p in in_prompt),
+            index,
+            shape,
+        )
 
-    def _batch(self, rows: Rows, vectors: torch.Tensor) -> RowBatch:
-        columns = self._sequences.prompt_columns
-        in_prompt = (rows.column < columns).tolist()
+    def _batch(self, rows: _Pending, vectors: torch.Tensor) -> RowBatch:
         return RowBatch(
             requests=self.requests,
-            request_index=tuple(rows.sequence.tolist()),
-            positions=tuple(rows.position.tolist()),
-            token_ids=tuple(rows.token_id.tolist()),
-            phases=tuple(Phase.PROMPT if p else Phase.COMPLETION for p in in_prompt),
+            request_index=rows.sequences,
+            positions=rows.positions,
+            token_ids=rows.token_ids,
+            phases=rows.phases,
             layer=self._sink.layer,
             vectors=vectors,
         )
 
     def _drop_pending(self, reason: str) -> None:
         if self._pending is not None:
-            self._count(f"dropped.{reason}", self._pending.rows)
+            self._count(f"dropped.{reason}", self._pending.sequences)
             self._pending = None
 
-    def _count(self, name: str, rows: Rows) -> None:
-        amounts = np.bincount(rows.sequence, minlength=len(self.requests)).tolist()
-        for request, amount in zip(self.requests, amounts, strict=True):
-            if amount:
-                self._sink.health.count(name, amount, request_id=request.request_id)
+    def _count(self, name: str, sequences: Iterable[int]) -> None:
+        """Count one token for each entry of ``sequences``."""
+        amounts: dict[str, int] = {}
+        for sequence in sequences:
+            request_id = self.requests[sequence].request_id
+            amounts[request_id] = amounts.get(request_id, 0) + 1
+        if amounts:
+            self._sink.health.count_each(name, amounts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nae_monitor.capture.generation import Sink
+from nae_monitor.capture.sink import Sink
 from nae_monitor.records import Phase, Request, RowBatch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,21 +55,24 @@ class Sequences:
         self.next_column = first_column  # the first one not processed yet
         self._ids = token_ids
         self._real = real
-        self._positions = np.cumsum(real, axis=1, dtype=np.int64) - 1
-        self._length = real.sum(axis=1).astype(np.int64)
-        self._live = np.ones(self.count, dtype=np.bool_)
-        self._eos = np.array(sorted(eos_token_ids), dtype=np.int64)
+        self._lengths: list[int] = real.sum(axis=1).tolist()
+        self._live = list(range(self.count))
+        self._ended: set[int] = set()
+        self._eos = eos_token_ids
         self._early_pad = early_pad
-        self._last = np.full(self.count, np.iinfo(np.int64).max, dtype=np.int64)
+        self._unwritten: list[tuple[Sequence[int], Sequence[int]]] = []  # of the last columns
+        self._last: dict[int, int] = {}  # by sequence that was told to end: its last column
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
         """``[S, known_columns]``."""
+        self._write()
         return self._ids[:, : self.known_columns]
 
     @property
     def real(self) -> NDArray[np.bool_]:
         """``[S, known_columns]``."""
+        self._write()
         return self._real[:, : self.known_columns]
 
     def known_tokens(self, sequence: int) -> tuple[int, ...]:
@@ -78,30 +82,49 @@ class Sequences:
 
     def learn(self, token_ids: NDArray[np.int64]) -> list[tuple[int, ...]]:
         """Append sampled columns ``[S, T]``; returns the real new tokens of each sequence."""
-        first = self.known_columns
-        self._reserve(first + token_ids.shape[1])
-        for column in token_ids.T:
-            if self._early_pad is not None:
-                self._live &= column != self._early_pad
-            self._live &= self.known_columns <= self._last
-            self._ids[:, self.known_columns] = column
-            self._real[:, self.known_columns] = self._live
-            self._positions[:, self.known_columns] = self._length
-            self._length += self._live
-            self._live = self._live & ~np.isin(column, self._eos)
-            self.known_columns += 1
-        new, real = self.token_ids[:, first:], self.real[:, first:]
-        return [tuple(new[s][real[s]].tolist()) for s in range(self.count)]
+        new: list[list[int]] = [[] for _ in range(self.count)]
+        for column in token_ids.T.tolist():
+            for sequence in self.learn_column(column):
+                new[sequence].append(column[sequence])
+        return [tuple(tokens) for tokens in new]
+
+    def learn_column(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Append one sampled column ``[S]``; the sequences of which it holds a real token.
+
+        In plain Python: there is one such call a step, and arrays of a few numbers cost more.
+        """
+        column = self.known_columns
+        live = self._live
+        if self._last or self._early_pad is not None:
+            live = [s for s in live if self._goes_on(s, column, token_ids[s])]
+        self._unwritten.append((token_ids, live))
+        for sequence in live:
+            self._lengths[sequence] += 1
+        self.known_columns = column + 1
+        going = live
+        if not self._eos.isdisjoint(token_ids):
+            going = [s for s in live if token_ids[s] not in self._eos]
+        if len(going) < len(self._live):
+            self._ended.update(set(self._live).difference(going))
+        self._live = going
+        return live
+
+    def _goes_on(self, sequence: int, column: int, token_id: int) -> bool:
+        return token_id != self._early_pad and column <= self._last.get(sequence, column)
+
+    def known_length(self, sequence: int) -> int:
+        """Known real tokens of a sequence."""
+        return self._lengths[sequence]
 
     def length(self, sequence: int, columns: int) -> int | None:
         """Real tokens of a sequence in its first ``columns``; None where it has ended.
 
         Columns that were sampled and are not learned yet count as one token each.
         """
-        if not self._live[sequence] or self._last[sequence] < columns:
+        if sequence in self._ended or self._last.get(sequence, columns) < columns:
             return None
         not_learned: int = columns - self.known_columns
-        return int(self._length[sequence]) + not_learned
+        return self._lengths[sequence] + not_learned
 
     def end(self, sequence: int, columns: int) -> None:
         """What is sampled for a sequence behind its first ``columns`` will be padding."""
@@ -109,12 +132,20 @@ class Sequences:
 
     def take(self, end: int) -> Rows:
         """Mark columns up to ``end`` (excluded) as processed and return their real tokens."""
+        self._write()
         start, self.next_column = self.next_column, end
         sequence, offset = np.nonzero(self._real[:, start:end])
         column = offset + start
-        return Rows(
-            sequence, column, self._positions[sequence, column], self._ids[sequence, column]
-        )
+        positions = np.cumsum(self._real[:, :end], axis=1, dtype=np.int64) - 1
+        return Rows(sequence, column, positions[sequence, column], self._ids[sequence, column])
+
+    def _write(self) -> None:
+        self._reserve(self.known_columns)
+        first = self.known_columns - len(self._unwritten)
+        for column, (token_ids, live) in enumerate(self._unwritten, start=first):
+            self._ids[:, column] = token_ids
+            self._real[live, column] = True
+        self._unwritten.clear()
 
     def _reserve(self, columns: int) -> None:
         capacity = self._ids.shape[1]
@@ -123,4 +154,3 @@ class Sequences:
         more = ((0, 0), (0, max(columns - capacity, capacity, 64)))
         self._ids = np.pad(self._ids, more)
         self._real = np.pad(self._real, more)
-        self._positions = np.pad(self._positions, more)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from nae_monitor.capture.context import RequestContext, scope_context
-from nae_monitor.capture.generation import Sink
 from nae_monitor.capture.listener import CaptureListener
+from nae_monitor.capture.sink import Sink
 from nae_monitor.health import Health
 from nae_monitor.records import Phase, Request, RowBatch
 from nae_monitor.settings import CaptureSettings

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,9 +16,10 @@ from nae_monitor.capture.blocks import decoder_block, inner_model
 from nae_monitor.capture.context import current_context
 from nae_monitor.capture.continuous import ContinuousCapture
 from nae_monitor.capture.continuous_patch import WATCHES
-from nae_monitor.capture.generation import Generation, Sink
+from nae_monitor.capture.generation import Generation
 from nae_monitor.capture.listener import CaptureListener, Stopping
 from nae_monitor.capture.options import GenerateOptions, read_options
+from nae_monitor.capture.sink import Sink
 from nae_monitor.capture.stopping import COMPONENT, StopCriterion, with_criterion
 from nae_monitor.errors import UnsupportedError
 from nae_monitor.health import Health
@@ -125,9 +126,7 @@ class TransformersTap:
         self.detach()
 
     def _set_hooks(self) -> None:
-        # Under torch.compile a hook must run as it stands: traced, its bookkeeping would be frozen.
-        before = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
-        after = torch.compiler.disable(self._after_block)  # type: ignore[no-untyped-call]
+        before, after = _untraced(self._before_forward), _untraced(self._after_block)
         self._handles.append(self._model.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(self._block.register_forward_hook(after))
 
@@ -264,6 +263,22 @@ class TransformersTap:
             if continuous is not None and continuous.running_here():
                 with self._health.guard("capture.block"):
                     continuous.after_block(output)
+
+
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that runs as it stands under torch.compile too: traced, it would be frozen.
+
+    Elsewhere it is called directly, since leaving the compiler costs as much as a kernel launch.
+    """
+    outside: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def called(*arguments: Any) -> None:
+        if torch.compiler.is_compiling():
+            outside(*arguments)
+        else:
+            hook(*arguments)
+
+    return called
 
 
 def _by_name(

@@ -49,8 +49,11 @@ class Circuit:
             self._health.recovered(self._component)
 
     def call(self, work: Callable[[], T]) -> T | None:
-        """What ``work`` returns, under :meth:`guard`; None where it failed."""
-        results: list[T] = []
-        with self.guard():
-            results.append(work())
-        return results[0] if results else None
+        """What ``work`` returns, as under :meth:`guard`; None where it failed."""
+        with self._health.guard(self._component):
+            result = work()
+            if self._health.is_open(self._component):
+                self._health.recovered(self._component)
+            return result
+        self._trial_at_s = self._clock() + RETRY_S
+        return None

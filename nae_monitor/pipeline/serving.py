@@ -97,9 +97,10 @@ class ServingSide:
 
     def rows(self, batch: RowBatch) -> None:
         """Screen a batch and queue what the screen bought."""
-        per_index = Counter(batch.request_index)
-        turns = {i: self._requests.turn(batch.requests[i].request_id) for i in per_index}
-        amounts = _per_request(batch, per_index)
+        turns = {
+            i: self._requests.turn(batch.requests[i].request_id) for i in set(batch.request_index)
+        }
+        amounts = _per_request(batch, batch.request_index)
         if self._stopping.is_set():
             self._health.count_each("dropped.closed", amounts)
             return
@@ -177,7 +178,7 @@ class ServingSide:
         places = [choice.row for choice in choices]
         copied = self._copying.call(lambda: copy_rows(batch.vectors, places, self._dtype))
         if copied is None:
-            owners = Counter(batch.request_index[choice.row] for choice in offers.bought)
+            owners = [batch.request_index[choice.row] for choice in offers.bought]
             chosen = _per_request(batch, owners)
             self._health.count_each("tokens.sampled", chosen)
             self._health.count_each("dropped.copy_failed", chosen)
@@ -244,10 +245,12 @@ def _places(offers: Offers) -> list[int]:
     return [choice.row for choice in (*offers.bought, *(one for one, _ in offers.waiting))]
 
 
-def _per_request(batch: RowBatch, per_index: Mapping[int, int]) -> dict[str, int]:
-    """Rows by request id, from rows by index into the batch's requests."""
+def _per_request(batch: RowBatch, indices: Sequence[int]) -> dict[str, int]:
+    """How many of ``indices`` into the batch's requests are each request's."""
+    if len(indices) == 1:
+        return {batch.requests[indices[0]].request_id: 1}
     amounts: dict[str, int] = {}
-    for index, amount in per_index.items():
+    for index, amount in Counter(indices).items():
         request_id = batch.requests[index].request_id
         amounts[request_id] = amounts.get(request_id, 0) + amount
     return amounts

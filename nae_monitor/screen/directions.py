@@ -93,37 +93,12 @@ class Directions:
             rows: [n, d], any floating-point type.
             is_prompt: [n] bool: rows whose :func:`scale_of` is that of the prompt.
         """
-        unit = torch.nn.functional.normalize(rows.to(torch.float32), dim=-1)
+        unit = unit_rows(rows)
         raw = unit @ self.weights.T
         prompt, completion = self.scales[Phase.PROMPT], self.scales[Phase.COMPLETION]
         at = is_prompt[:, None]
         means = torch.where(at, prompt.means, completion.means)
         return (raw - means) / torch.where(at, prompt.deviations, completion.deviations)
-
-    def columns(self) -> torch.Tensor:
-        """What unit rows are multiplied with, all at once: [m, d], or [m + r + 1, d]."""
-        if self.anomaly is None:
-            return self.weights
-        return torch.cat([self.weights, torch.from_numpy(self.anomaly.columns).to(self.weights)])
-
-    def told(self, products: Scores, is_prompt: NDArray[np.bool_]) -> tuple[Scores, Scores | None]:
-        """Scores [n, m], and anomalies [n] where they are known, of products with the columns.
-
-        As :meth:`scores` gives, on the CPU.
-        """
-        count = len(self.names)
-        scores = self._scale(products[:, :count], is_prompt)
-        if self.anomaly is None:
-            return scores, None
-        return scores, self.anomaly.scores(products[:, count:], is_prompt)
-
-    @cached_property
-    def _scale(self) -> _Scale:
-        order = [self.scales[phase] for phase in (Phase.COMPLETION, Phase.PROMPT)]
-        return _Scale(
-            np.stack([scale.means.cpu().numpy() for scale in order]),
-            np.stack([scale.deviations.cpu().numpy() for scale in order]),
-        )
 
     @cached_property
     def _pooled_scale(self) -> _Scale:
@@ -172,6 +147,13 @@ def _at(share: float, largest: Scores) -> float:
     return float(np.interp(-np.log(max(share, 1e-12)), -np.log(np.asarray(SHARES)), largest))
 
 
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [n, d] at Euclidean length 1, in float32; rows of zeros stay so."""
+    rows = rows.to(torch.float32)
+    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / lengths.clamp_min_(1e-12)
+
+
 def calibrated(
     names: Sequence[str],
     weights: torch.Tensor,
@@ -193,7 +175,7 @@ def calibrated(
         ValueError: a phase has too few rows to tell its smallest share by.
     """
     weights = torch.nn.functional.normalize(weights.to(torch.float32), dim=-1)
-    unit = torch.nn.functional.normalize(rows.to(torch.float32), dim=-1)
+    unit = unit_rows(rows)
     scales = {}
     for phase, wanted in ((Phase.PROMPT, is_prompt), (Phase.COMPLETION, ~is_prompt)):
         raw = unit[wanted] @ weights.T

@@ -36,9 +36,13 @@ class RaisedSampling:
         while len(self._wishes) > MAX_RAISED:
             self._wishes.popitem(last=False)
 
+    def __bool__(self) -> bool:
+        """Whether any wish is open."""
+        return bool(self._wishes)
+
     def rates(self, batch: RowBatch) -> NDArray[np.float64] | None:
         """The share wanted of each row, ``[n]``; None where nothing is. Uses the wishes up."""
-        if not self._wishes:
+        if not self:
             return None
         found: NDArray[np.float64] | None = None
         owner = np.asarray(batch.request_index, dtype=np.int64)

@@ -107,11 +107,22 @@ class SamplingScreen:
     def _choose(self, batch: RowBatch, preferred: NDArray[np.int64]) -> list[Choice]:
         """Buy what the budget allows of ``preferred`` rows and of some by chance."""
         with self._lock:
-            at_random = self._random.random(len(batch.positions)) < self._random_rate
+            at_random = self._by_chance(len(batch))
+            if at_random is None and not (len(preferred) or self._raised):
+                return []  # most steps
+            if at_random is None:
+                at_random = np.zeros(len(batch), dtype=np.bool_)
             candidates = self._candidates(preferred, at_random)
             bought = list(self._buy(batch, candidates, at_random))
             bought += self._buy_raised(batch, {choice.row for choice in bought})
         return sorted(bought, key=lambda choice: choice.row)
+
+    def _by_chance(self, rows: int) -> NDArray[np.bool_] | None:
+        """A coin for each row [rows]; None where none fell."""
+        if rows == 1:  # the same coin, without an array
+            return np.ones(1, dtype=np.bool_) if self._random.random() < self._random_rate else None
+        fell: NDArray[np.bool_] = self._random.random(rows) < self._random_rate
+        return fell if fell.any() else None
 
     def _candidates(
         self, preferred: NDArray[np.int64], at_random: NDArray[np.bool_]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,11 @@ from nae_monitor.screen.budget import Clock
 from nae_monitor.screen.directions import Directions, scale_of
 from nae_monitor.screen.pooling import ScorePool
 from nae_monitor.screen.sampling import Offers, SamplingScreen
+from nae_monitor.screen.scorer import Scorer
 from nae_monitor.settings import ScreenSettings
 
 ODD_SHARE = 0.1  # of the share that scores buy: what is bought for lying far from ordinary rows
+_NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 SHOWN_SCORES = 4  # the largest of a chosen row that travel with it
 
 
@@ -60,16 +62,21 @@ class ScoredScreen(SamplingScreen):
         # The reserve is a share of all tokens: as large as it is of the decodes that are bought.
         self._random_rate = settings.random_share * settings.decode_share
         self._directions = directions
+        self._names = directions.names
         pool = directions.pool
         self._pool = None if pool is None else ScorePool(pool, len(directions.names))
         share = settings.decode_share
         self._thresholds = {p: directions.threshold(p, share) for p in Phase}
         self._odd = {p: directions.anomaly_threshold(p, ODD_SHARE * share) for p in Phase}
-        self._columns = directions.columns()
+        self._score = Scorer(directions, directions.weights.device)
+        self._lowest = min(self._thresholds.values())
 
     def choose(self, batch: RowBatch) -> list[Choice]:
         """See :class:`Screen`; each choice carries the row's largest scores."""
-        look = self._look(batch)
+        found = self._scored(batch)
+        if self._is_ordinary(found, batch.phases):
+            return self._ordinary(batch, found)
+        look = self._look(batch, found)
         return [self._told(choice, look) for choice in self._choose(batch, look.preferred)]
 
     def offers(self, batch: RowBatch) -> Offers:
@@ -77,8 +84,11 @@ class ScoredScreen(SamplingScreen):
 
         Of a request no more of them are told than it may still have.
         """
-        look = self._look(batch)
-        bought = self._choose(batch, look.preferred[:0])
+        found = self._scored(batch)
+        if self._is_ordinary(found, batch.phases):
+            return Offers(self._ordinary(batch, found), [])
+        look = self._look(batch, found)
+        bought = self._choose(batch, _NONE)
         taken = {choice.row for choice in bought}
         waiting: list[tuple[Choice, float]] = []
         left: dict[str, int] = {}
@@ -97,22 +107,43 @@ class ScoredScreen(SamplingScreen):
 
     def scores(self, batch: RowBatch) -> NDArray[np.float32]:
         """The score of every row along every direction [n, m], on the CPU; not pooled."""
-        return self._directions.told(self._products(batch), _are_read(batch))[0]
+        found: NDArray[np.float32] = self._scored(batch).cpu().numpy()
+        return found[:, : len(self._names)]
 
-    def _products(self, batch: RowBatch) -> NDArray[np.float32]:
-        """Unit rows times all columns, on the rows' device; then on the CPU [n, m + …]."""
+    def _scored(self, batch: RowBatch) -> torch.Tensor:
+        """See :class:`Scorer`; on the rows' device."""
         rows = batch.vectors
-        if self._columns.device != rows.device:
-            self._columns = self._columns.to(rows.device)
-        with torch.inference_mode():
-            unit = torch.nn.functional.normalize(rows.to(torch.float32), dim=-1)
-            found: NDArray[np.float32] = (unit @ self._columns.T).cpu().numpy()
-        return found
+        if rows.requires_grad:
+            rows = rows.detach()
+        if self._score.device != rows.device:
+            self._score = Scorer(self._directions, rows.device)
+        return self._score(rows, batch.phases)
 
-    def _look(self, batch: RowBatch) -> _Look:
+    def _is_ordinary(self, found: torch.Tensor, phases: Sequence[Phase]) -> bool:
+        """Whether no row stands out, which most steps can tell by one comparison.
+
+        A row that cannot be scored is not below anything. Not asked where scores are pooled, since
+        the pool must see every row, nor where there are anomalies, which take more than that.
+        """
+        if self._pool is not None or self._directions.anomaly is not None:
+            return False
+        lowest = self._thresholds[phases[0]] if len(phases) == 1 else self._lowest
+        return not phases or float(found.max()) < lowest
+
+    def _ordinary(self, batch: RowBatch, found: torch.Tensor) -> list[Choice]:
+        chosen = self._choose(batch, _NONE)
+        if not chosen:
+            return []
+        look = _Look(found.cpu().numpy(), None, np.empty(0, np.float32), _NONE)
+        return [self._told(choice, look) for choice in chosen]
+
+    def _look(self, batch: RowBatch, found: torch.Tensor) -> _Look:
         """What the choice goes by."""
         read = _are_read(batch)
-        scores, anomalies = self._directions.told(self._products(batch), read)
+        table: NDArray[np.float32] = found.cpu().numpy()
+        scores, beside = table[:, : len(self._names)], table[:, len(self._names) :]
+        anomaly = self._directions.anomaly
+        anomalies = None if anomaly is None else anomaly.scores(beside, read)
         if self._pool is not None:
             scores = self._directions.rescaled(self._pool.pooled(batch, scores), read)
         largest = scores.max(axis=1, initial=-np.inf)
@@ -147,7 +178,7 @@ class ScoredScreen(SamplingScreen):
     def _largest(self, row: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
         for index in np.argsort(-row, kind="stable")[:SHOWN_SCORES]:
             if np.isfinite(row[index]):
-                yield self._directions.names[index], round(float(row[index]), 4)
+                yield self._names[index], round(float(row[index]), 4)
 
 
 def _are_read(batch: RowBatch) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,11 +127,13 @@ def test_a_request_never_gets_more_than_its_cap_and_no_row_twice(
     assert len(bought) == len(set(bought)) <= per_request
 
 
-def test_the_scores_are_those_of_the_directions() -> None:
+@pytest.mark.parametrize("read", [(), (0, 1, 2, 3, 4), (1, 3)])
+def test_the_scores_are_those_of_the_directions(read: tuple[int, ...]) -> None:
     vectors = torch.randn(5, D, generator=torch.Generator().manual_seed(2))
-    prompt = torch.ones(5, dtype=torch.bool)
-    expected = DIRECTIONS.scores(vectors, prompt).numpy()
-    assert np.array_equal(screen().scores(batch(vectors, Phase.PROMPT)), expected)
+    prompt = torch.tensor([row in read for row in range(5)])
+    phases = tuple(Phase.PROMPT if row in read else Phase.COMPLETION for row in range(5))
+    found = screen().scores(replace(batch(vectors), phases=phases))
+    assert found == pytest.approx(DIRECTIONS.scores(vectors, prompt).numpy(), abs=1e-5)
 
 
 def test_rows_that_stand_out_are_offered_unpaid_and_the_random_share_is_bought() -> None:
