@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ PROMPT_TOKENS = 12
 NEW_TOKENS = 3
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; wider below for half precision
 HALF_TOLERANCE = 0.1
+INSTALLED = "_output_capturing_hooks_installed"  # transformers' mark on a model that has its hooks
 
 
 class _Collector:
@@ -94,7 +97,28 @@ def self_test(model: Any, tokenizer: Any, *, layer: int) -> float:
 def _reference(model: Any, token_ids: list[int], layer: int) -> torch.Tensor:
     """``hidden_states[layer]`` of one plain pass, float32 ``[n, d]``."""
     ids = torch.tensor([token_ids], device=model.device)
-    with torch.no_grad():
+    with torch.no_grad(), _left_as_it_was(model):
         output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
     states: torch.Tensor = output.hidden_states[layer][0]
     return states.float()
+
+
+@contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """Take back the hooks that transformers sets for ``output_hidden_states``.
+
+    It sets two a block with the first such pass and leaves them for good, and every later step of
+    the host would pay for them.
+    """
+    before = [(module, set(module._forward_hooks), INSTALLED in vars(module))
+              for module in model.modules()]  # fmt: skip
+    try:
+        yield
+    finally:
+        for module, kept, was_marked in before:
+            hooks = module._forward_hooks
+            for key in [key for key in hooks if key not in kept]:
+                if str(getattr(hooks[key], "__module__", "")).startswith("transformers."):
+                    del hooks[key]
+            if not was_marked:
+                vars(module).pop(INSTALLED, None)

@@ -272,6 +272,7 @@ def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
     """
     outside: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
+    @functools.wraps(hook)
     def called(*arguments: Any) -> None:
         if torch.compiler.is_compiling():
             outside(*arguments)

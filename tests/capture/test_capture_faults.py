@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from capture_oracle import Recorder, assert_untouched, check_rows, left_padded, make
+from capture_oracle import LAYER, Recorder, assert_untouched, check_rows, left_padded, make
 from transformers import CompileConfig, GenerationConfig
 
 from nae_monitor.capture import TransformersTap, request_scope, self_test
@@ -329,6 +329,29 @@ def test_one_graph_is_refused(tap: Build) -> None:
 
 def test_the_self_test_passes_on_a_model_that_can_be_watched(model: Any) -> None:
     assert self_test(model, None, layer=3) < 1e-5
+
+
+def hooks_of(model: Any) -> dict[str, list[Any]]:
+    return {name: list(module._forward_hooks.values()) for name, module in model.named_modules()}
+
+
+def test_the_self_test_leaves_no_hook_behind_and_hidden_states_can_still_be_asked_for() -> None:
+    model = make("llama")
+    before, marks = hooks_of(model), set(vars(model))
+    self_test(model, None, layer=LAYER)
+    assert hooks_of(model) == before
+    assert set(vars(model)) == marks
+    output = model(input_ids=torch.ones(1, 3, dtype=torch.long), output_hidden_states=True)
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+
+
+def test_the_self_test_leaves_hooks_that_were_there() -> None:
+    model = make("llama")
+    model(input_ids=torch.ones(1, 3, dtype=torch.long), output_hidden_states=True)
+    before = hooks_of(model)
+    assert any(before.values())
+    self_test(model, None, layer=LAYER)
+    assert hooks_of(model) == before
 
 
 def test_the_self_test_refuses_a_model_that_hides_its_blocks(
