@@ -1,6 +1,6 @@
 # make install   the environment in .venv          make demo    the whole pipeline, with a report
 # make test      lint, types, tests                make bench   every benchmark, quickly
-# make test-live drills with a broker that is killed, transformers serve, replay on a Ray cluster;
+# make test-live drills with a broker that is killed, a soak, transformers serve, replay on a Ray cluster;
 #                some minutes
 # make test-vllm the plugin against a real vLLM, in an environment of its own (.venv-vllm, 4 GB)
 # make bench-vllm   decode engines, vLLM among them, and what the monitor costs a vLLM server
@@ -80,7 +80,7 @@ test-vllm: $(VLLM_STAMP)
 
 test-live: install
 	@$(BIN)/python -m pip install --quiet -c .venv/constraints.txt -e '.[ray]' 'transformers[serving]'
-	$(BIN)/python -m pytest tests/live/delivery tests/live/serve tests/live/test_live_ray.py
+	$(BIN)/python -m pytest tests/live/delivery tests/live/soak tests/live/serve tests/live/test_live_ray.py
 
 # Every script runs, whatever the one before it came to; the exit code says whether all claims hold.
 bench: install

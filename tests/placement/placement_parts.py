@@ -19,6 +19,7 @@ import torch
 from nae_monitor.alert import build_sinks
 from nae_monitor.detect import Judge, load_rules
 from nae_monitor.health import Health
+from nae_monitor.monitor import Monitor
 from nae_monitor.parts import Parts
 from nae_monitor.placement import Captured, Outpost, open_outpost
 from nae_monitor.placement.worker import Worker
@@ -258,3 +259,14 @@ def server(settings: Settings, **captured: Any) -> Iterator[Server]:
 
 def serving_anyway(settings: Settings) -> Settings:
     return replace(settings, capture=replace(settings.capture, on_failure="serve"))
+
+
+@contextmanager
+def remote(settings: Settings) -> Iterator[Monitor]:
+    health = Health()
+    outpost = open_outpost(settings, health, captured=Captured("bench", LAYER, D_MODEL))
+    monitor = Monitor(settings, None, None, health, outpost=outpost)
+    try:
+        yield monitor
+    finally:
+        monitor.close(30.0)
