@@ -58,7 +58,7 @@ test: install
 # its dependencies, and with the few of them that vLLM does not bring.
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
-VLLM_NEEDS := pyarrow opentelemetry-sdk google-re2 pyahocorasick rapidfuzz kafka-python orjson platformdirs \
+VLLM_NEEDS := pyarrow opentelemetry-sdk google-re2 ahocorasick_rs rapidfuzz kafka-python orjson platformdirs \
 	pytest pytest-timeout hypothesis
 $(VLLM_STAMP): pyproject.toml | $(STAMP)
 	@echo "installing vLLM into .venv-vllm; this takes some minutes and 4 GB" >&2

@@ -254,6 +254,24 @@ def test_the_budget_leaves_ordinary_texts_alone() -> None:
         LiteralIndex(Literal("a" * k, False) for k in range(1, 99)).find("a" * 9_999)
 
 
+@given(
+    st.sets(st.text(st.sampled_from("ab"), min_size=1, max_size=9), min_size=1, max_size=8),
+    st.text(st.sampled_from("ab"), max_size=40),
+    st.integers(1, 12),
+)
+def test_literals_are_found_where_they_first_stand_however_a_text_is_cut_up(
+    words: set[str], text: str, piece_chars: int
+) -> None:
+    index = LiteralIndex(Literal(word, False) for word in words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(literals, "PIECE_CHARS", piece_chars)
+        found = index.find(text)
+    expected = {word: text.find(word) for word in words if word in text}
+    assert {literal.text: (hit.start, hit.end) for literal, hit in found.items()} == {
+        word: (start, start + len(word)) for word, start in expected.items()
+    }
+
+
 def test_a_text_is_matched_once_for_all_its_selections(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     plain = LiteralIndex.find

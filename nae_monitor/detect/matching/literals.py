@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import ahocorasick
+from ahocorasick_rs import AhoCorasick, MatchKind
 
 from nae_monitor.detect.text import is_word_edge
 from nae_monitor.detect.views import Hit
@@ -13,6 +13,7 @@ from nae_monitor.detect.views import Hit
 # Literals that end in one another (a, aa, aaa) can occur far more often than a text has
 # characters; a pass over them stops here.
 HITS_PER_CHARACTER, MIN_HITS = 4, 20_000
+PIECE_CHARS = 1_024  # of a text, looked at in one call: so many occurrences are held at most
 
 
 class OverBudgetError(Exception):
@@ -28,7 +29,7 @@ class Literal:
 
 
 class LiteralIndex:
-    """All literals in one automaton (pyahocorasick: its search is lazy, so it can be stopped)."""
+    """All literals in one automaton, which is taken over a text piece by piece."""
 
     def __init__(self, literals: Iterable[Literal]) -> None:
         forms: dict[str, tuple[Literal | None, Literal | None]] = {}
@@ -39,10 +40,10 @@ class LiteralIndex:
             else:
                 part = literal
             forms[literal.text] = whole, part
-        self._automaton = ahocorasick.Automaton()
-        for text, found in forms.items():
-            self._automaton.add_word(text, (len(text), *found))
-        self._automaton.make_automaton()
+        self._forms = list(forms.values())
+        self._longest_chars = max(map(len, forms), default=0)
+        # Standard: every occurrence, also of literals inside others.
+        self._automaton = AhoCorasick(list(forms), MatchKind.Standard, store_patterns=False)
 
     def find(self, text: str) -> dict[Literal, Hit]:
         """The first place of each literal that ``text`` (normalised) holds.
@@ -52,9 +53,8 @@ class LiteralIndex:
         """
         found: dict[Literal, Hit] = {}
         budget = max(MIN_HITS, HITS_PER_CHARACTER * len(text))
-        for last, (length, whole, part) in self._automaton.iter(text):
-            end = last + 1
-            start = end - length
+        for number, start, end in self._occurrences(text):
+            whole, part = self._forms[number]
             if part is not None and part not in found:
                 found[part] = Hit(start, end)
             if (
@@ -68,3 +68,14 @@ class LiteralIndex:
             if budget < 0:
                 raise OverBudgetError
         return found
+
+    def _occurrences(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Which form, its start and its end, by ascending end; pieces overlap by the longest."""
+        for begin in range(0, max(1, len(text)), PIECE_CHARS):
+            before = max(0, begin - self._longest_chars + 1)
+            piece = text[before : begin + PIECE_CHARS]
+            for number, start, end in self._automaton.find_matches_as_indexes(
+                piece, overlapping=True
+            ):
+                if before + end > begin:  # else it ended in the piece before
+                    yield number, before + start, before + end
