@@ -20,15 +20,18 @@ from reporting.claims import Bound, Claim, Report, verdict
 from reporting.machine import describe
 from reporting.script import JsonOption, QuickOption, clear_errors, finish, progress, run
 from rich.table import Table
-from serving.clients import Volley, volley
-from serving.processes import Server, counters_of, servers, worker, write_configuration
+from serving_cost.clients import Volley, volley
+from serving_cost.servers import Server, servers, write_configuration
+from serving_cost.variants import random_directions
+from serving_cost.worker import worker_process
 from speed.windows import median
 
 from nae_monitor.models import resolve_target
+from nae_monitor.settings import Settings
 
 NONE, OFF, ON = "no plugin", "installed, off", "capture, screen, ipc"
 CLIENTS, PROMPT_TOKENS, NEW_TOKENS = 4, 128, 128
-DIRECTIONS, DECODES_PER_S = 64, 20.0
+D_MODEL, DECODES_PER_S = 576, 20.0
 VOCABULARY = 49_152
 WARM_UP_ROUNDS = 2
 RATE, RATE_LOW = Bound(0.99), Bound(0.98)
@@ -115,7 +118,7 @@ def main(
     ] = Path(".venv-vllm/bin/python"),
     rounds: Annotated[int, typer.Option(min=2)] = 24,
     eager: Annotated[bool, typer.Option(help="Servers that do not compile the model.")] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts and directions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts.")] = 0,
     quick: QuickOption = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -129,29 +132,24 @@ def main(
         machine = describe(seconds=0.2 if quick else 1.0)
         with TemporaryDirectory(prefix="overhead-vllm-") as name, progress() as report:
             folder = Path(name)
-            config = write_configuration(
-                folder, directions=DIRECTIONS, decodes_per_s=DECODES_PER_S, seed=seed
-            )
+            directions = random_directions(D_MODEL)
+            config = write_configuration(folder, directions, DECODES_PER_S)
             variables = {
                 NONE: {"VLLM_PLUGINS": ""},
                 OFF: {},
                 ON: {"NAE_MONITOR_CONFIG": str(config)},
             }
-            with worker(config) as counters:
+            with worker_process(Settings.from_yaml(config), directions) as rows:
                 model = resolve_target("smollm2-135m-instruct")
                 with servers(vllm_python, model, variables, folder, eager or quick) as found:
                     taken = measured(
                         found, 2 if quick else rounds, 32 if quick else NEW_TOKENS, seed, report
                     )
                     claims = [*claims_of(taken), *memory_claims(found)]
-            claims.append(_rows(counters_of(counters)))
+                # Were there none, the rest would measure nothing.
+                claims.append(Claim("rows that reached the worker", rows.value, bound=Bound(1)))
         code = finish(Report(machine, claims), [table_of(claims)], NOTES, json_file)
     raise typer.Exit(code)
-
-
-def _rows(counters: dict[str, int]) -> Claim:
-    """Rows that the worker was sent: were there none, the rest would measure nothing."""
-    return Claim("rows that reached the worker", counters.get("tokens.decoded", 0), bound=Bound(1))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Server and worker processes of one comparison, each in a folder of its own."""
+"""vLLM servers of one comparison, each in a folder of its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from nae_monitor.errors import ConfigurationError, Mark, Problem
-from nae_monitor.screen.directions import calibrated, write_directions
+from nae_monitor.screen import Directions, write_directions
 
 START_S, STOP_S = 600.0, 60.0
-LAYER, D_MODEL = 20, 576  # of the embedded target
-WORKER = Path(__file__).with_name("ipc_worker.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +34,9 @@ class Server:
         return sum(_pss_mb(pid) for pid in _group(self.pid))
 
 
-def write_directions_of(path: Path, count: int, seed: int) -> None:
-    """``count`` random directions for the embedded target, as a screen's file."""
-    chance = torch.Generator().manual_seed(seed)
-    rows = torch.randn(20_000, D_MODEL, generator=chance)
-    made = calibrated(
-        [f"random_{number}" for number in range(count)],
-        torch.randn(count, D_MODEL, generator=chance),
-        rows,
-        torch.arange(len(rows)) % 2 == 0,
-        base_model="smollm2-135m-instruct",
-        layer=LAYER,
-        provenance={"made_by": "random directions of a benchmark"},
-    )
-    write_directions(path, made)
-
-
-def write_configuration(folder: Path, *, directions: int, decodes_per_s: float, seed: int) -> Path:
+def write_configuration(folder: Path, directions: Directions, decodes_per_s: float) -> Path:
     """``monitor.yaml`` of a server that screens every token and ships rows to a worker."""
-    write_directions_of(folder / "screen.safetensors", directions, seed)
+    write_directions(folder / "screen.safetensors", directions)
     content = {
         "target": {"model": "smollm2-135m-instruct"},
         "capture": {"placement": "ipc"},
@@ -73,16 +52,6 @@ def write_configuration(folder: Path, *, directions: int, decodes_per_s: float, 
     path = folder / "monitor.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
-
-
-@contextmanager
-def worker(config: Path) -> Iterator[Path]:
-    """A worker that answers each row at once; yields where it leaves its counters at the end."""
-    counters = config.parent / "worker.json"
-    command = [sys.executable, str(WORKER), str(config), str(counters)]
-    with _process(command, dict(os.environ), config.parent / "worker.log") as process:
-        _until(lambda: counters.exists(), process, config.parent / "worker.log")
-        yield counters
 
 
 @contextmanager
@@ -180,9 +149,3 @@ def _pss_mb(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-def counters_of(path: Path) -> dict[str, int]:
-    """What the worker counted, once it has ended."""
-    found: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -1,1 +1,0 @@
-"""A server with and without the monitor: processes, clients, what they measure."""
