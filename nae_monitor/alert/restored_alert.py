@@ -117,6 +117,9 @@ def _evidence(data: Mapping[str, Any], alert: Alert) -> Evidence:
         support=data.get("support"),
         support_asked="support_state" in data,
         support_s=data.get("support_seconds"),
+        unsupported=data.get("unsupported"),
+        unsupported_decodes=data.get("unsupported_decodes", 0),
+        unsupported_s=data.get("unsupported_seconds", 0.0),
     )
     return Evidence(
         finding,
@@ -126,6 +129,7 @@ def _evidence(data: Mapping[str, Any], alert: Alert) -> Evidence:
         Transcript(data.get("prompt"), data.get("output")),
         data.get("fve"),
         data.get("cosine"),
+        data.get("reused", False),
     )
 
 

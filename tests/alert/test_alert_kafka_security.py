@@ -131,7 +131,7 @@ def test_a_password_is_proved_without_being_told(
     assert sinks.close(20)
     gate.users = {USER: "another"}
     assert "refuses the user or the password" in refusal(settings, health)
-    assert gate.answers == {"password"}
+    wait_until(lambda: gate.answers == {"password"})  # of the gate's own thread
 
 
 def test_a_certificate_that_nobody_vouches_for_stops_the_start(
