@@ -140,7 +140,10 @@ def make_worker(settings: Settings, number: int = 0, decoder: Any = None, **opti
     )
 
 
-def _main(settings: Settings, number: int, decode_s: float, counters: str) -> None:
+def _main(
+    settings: Settings, number: int, decode_s: float, counters: str, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)  # the fork server began with that of an earlier test
     worker = make_worker(settings, number, SlowDecoder(decode_s) if decode_s else None)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     done = worker.run(deadline_s=30.0)
@@ -155,7 +158,7 @@ class WorkerProcess:
     def __init__(self, settings: Settings, number: int = 0, decode_s: float = 0.0) -> None:
         self.directory = Path(settings.ipc.endpoints[0].removeprefix("ipc://")).parent.parent
         self._counters = self.directory / f"counters-{number}-{time.monotonic_ns()}.json"
-        arguments = (settings, number, decode_s, str(self._counters))
+        arguments = (settings, number, decode_s, str(self._counters), dict(os.environ))
         self._process = _SPAWNER.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
 
