@@ -6,6 +6,7 @@ With an endpoint the sink asks the exporter itself, batch by batch: a batch proc
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import threading
 from typing import Any, Protocol
@@ -46,6 +47,12 @@ class HostTelemetry:
 
     def shutdown(self, deadline_s: float) -> None:
         """Nothing of ours to release."""
+
+
+def load_exporters() -> None:
+    """Import what exporting takes: about a second in which other threads hardly get to run."""
+    for name in ("_log_exporter", "metric_exporter", "trace_exporter"):
+        importlib.import_module(f"{_EXPORTER_MODULE}.{name}")
 
 
 class OtlpTelemetry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from nae_monitor.alert.otel_export import OtlpTelemetry
+from nae_monitor.alert.otel_export import OtlpTelemetry, load_exporters
 from nae_monitor.alert.otel_spans import SpanMaker
 from nae_monitor.alert.outbox import UNREADABLE, Outbox
 from nae_monitor.alert.outbox_place import outbox_path
@@ -44,6 +44,7 @@ class OtlpSink(RelayingSink):
             OSError: the outbox cannot be written, or is something else.
             sqlite3.Error: SQLite cannot use it.
         """
+        load_exporters()  # at the start, and not beside the first calls of emit
         self._settings = settings
         self._sink_stats: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         super().__init__(

@@ -25,6 +25,7 @@ from nae_monitor.sink_settings import TriageSettings
 Label = Literal["tp", "fp", ""]
 VERSION = 1
 BUSY_TIMEOUT_S = 5.0
+BUSY_RETRY_S = 0.02
 BATCH_ALERTS = 500
 MIN_PREFIX_CHARS = 4
 _SCHEMA = """
@@ -86,6 +87,20 @@ class Wanted:
     limit: int | None = None  # the newest so many
 
 
+def _log_ahead(cursor: sqlite3.Cursor) -> None:
+    """Write-ahead logging; SQLite does not wait by itself for another that asks the same."""
+    end_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() >= end_s:
+                raise
+            time.sleep(BUSY_RETRY_S)
+
+
 def default_store() -> Path:
     """The file of this user."""
     return platformdirs.user_state_path("nae-monitor") / "triage.sqlite"
@@ -121,7 +136,7 @@ class TriageStore:
 
     def _prepare(self) -> None:
         with contextlib.closing(self._db.cursor()) as cursor:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            _log_ahead(cursor)
             cursor.execute("PRAGMA secure_delete=ON")  # what is forgotten is not in the file either
             cursor.execute("BEGIN IMMEDIATE")  # two first users at once make one table
             found = cursor.execute("PRAGMA user_version").fetchone()[0]
