@@ -39,6 +39,7 @@ UNMONITORED, SCREENED, MONITORED = (
     "capture, screen and decode",
 )
 VARIANTS = (UNMONITORED, SCREENED, MONITORED)
+_TOLD_TOKENS = ("seen", "excluded", "screened", "sampled", "decoded", "reused", "judged")
 
 
 def demo(
@@ -199,10 +200,7 @@ def _summary(monitor: Monitor, run: _Run, out: Path, report: Path) -> dict[str, 
     for prompt, verdict in run.verdicts:
         by_kind.setdefault(prompt["kind"], Counter())[verdict.state.value] += 1
     return {
-        "tokens": {
-            name: counts.get(f"tokens.{name}", 0)
-            for name in ("seen", "excluded", "screened", "sampled", "decoded", "judged")
-        },
+        "tokens": {name: counts.get(f"tokens.{name}", 0) for name in _TOLD_TOKENS},
         "dropped": dropped,
         "alerts": counts.get("alerts.emitted", 0),
         "verdicts": {kind: dict(states) for kind, states in by_kind.items()},

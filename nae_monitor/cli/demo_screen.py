@@ -105,7 +105,8 @@ def print_summary(summary: Mapping[str, Any], tokens_per_s: Mapping[str, list[fl
     tokens = summary["tokens"]
     table.add_row("tokens seen", f"{tokens['seen']}")
     table.add_row("tokens screened", f"{tokens['screened']} ({tokens['excluded']} too early)")
-    table.add_row("tokens decoded", f"{tokens['decoded']}")
+    reused = f" ({tokens['reused']} used a decode made before)" if tokens["reused"] else ""
+    table.add_row("tokens decoded", f"{tokens['decoded']}{reused}")
     table.add_row("tokens dropped", f"{summary['dropped'] or 0}")
     table.add_row("alerts", f"{summary['alerts']}")
     for kind, states in summary["verdicts"].items():
