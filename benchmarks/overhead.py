@@ -51,13 +51,14 @@ from serving_cost.variants import (
 BATCHES = (1, 8)
 WAYS = (OFF, SCREEN, IPC, IPC_HALF, HIDDEN, HOOK, NNSIGHT)
 CLAIMED = (SCREEN, IPC)
-RATE, RATE_LOW, LATER, STEP_US = 0.99, 0.98, 1.02, 250.0
+RATE, RATE_LOW, LATER, STEP_US = 0.99, 0.98, 1.02, 200.0
 NOTES = (
     "ratios: no monitor = 1; tokens/s the higher the better, the other two the lower",
     "ipc: rows are bought as by default (4 a second, 16 a request) and leave for a worker process",
     "half of all rows leave: what no budget allows, to see what a row costs on its way",
     "memory: the most this process held, above the same without the variant, at the largest batch",
-    "microseconds: medians of decode steps, between which the model's weights empty the caches",
+    "microseconds: means, with caches that the model's weights have emptied between steps; rows of "
+    "eight steps go through listener and screen together",
 )
 QUICK_NOTE = (
     "--quick: one sequence and too few tokens for a claim about time; only what is patched is "
@@ -176,7 +177,7 @@ def memory_table(memory: Mapping[str, float]) -> Table:
 
 
 def parts_table(steps: Mapping[int, Mapping[str, float]]) -> Table:
-    table = Table(title=f"Microseconds a decode step ({IPC})")
+    table = Table(title=f"Microseconds: in all a decode step, the parts a call ({IPC})")
     table.add_column("")
     for batch in steps:
         table.add_column(f"batch {batch}", justify="right")

@@ -74,10 +74,16 @@ class CaptureSettings:
     on_failure: Literal["refuse", "serve"] = "refuse"
     vector_dtype: Literal["float16", "float32"] = "float16"
     queue_bytes: int = 64 * 1024 * 1024
+    # transformers' generate: rows of so many decode steps are screened together, or of those of
+    # so many seconds. Where generations may be stopped, each step's are, at once.
+    gather_steps: int = 8
+    gather_s: float = 0.25
 
     def __post_init__(self) -> None:
         if not self.phases or self.min_position < 0 or self.queue_bytes < 1:
             raise ValueError("phases must not be empty; min_position and queue_bytes not negative")
+        if not 1 <= self.gather_steps <= 64 or not 0 <= self.gather_s <= 10:
+            raise ValueError("gather_steps is 1 to 64, gather_s 0 to 10")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,19 +28,19 @@ PARTS: Mapping[str, tuple[type, str]] = {
 
 
 def profile(bench: Bench, variant: Variant, ids: torch.Tensor, new_tokens: int) -> dict[str, float]:
-    """Microseconds a decode step, the median over the steps of one generation, by part.
+    """Microseconds by part: the total a decode step, each part a call of it; both means.
 
-    The total is of a generation of its own, timed around the two hooks alone: a clock around each
+    Means, because most steps only keep their rows and every eighth pays for them all. The total is of a generation of its own, timed around the two hooks alone: a clock around each
     part costs a microsecond or two, and the parts' sum is therefore above the total.
     """
     with variant.around(), _timed_hooks(bench.target.model) as times:
         bench.generate(ids, new_tokens, None)
-    hooks = [statistics.median(times[name][1:]) for name in ("before", "behind")]
+    hooks = [statistics.mean(times[name][1:]) for name in ("before", "behind")]
     found = {TOTAL: sum(hooks) * 1e6}
     with _timed_parts() as times, variant.around():
         bench.generate(ids, new_tokens, None)
     for name in PARTS:
-        found[name] = statistics.median(times[name][1:] or [0.0]) * 1e6
+        found[name] = statistics.mean(times[name][1:] or [0.0]) * 1e6
     return found
 
 

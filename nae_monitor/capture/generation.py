@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,31 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from nae_monitor.capture.context import RequestContext, Turn
+from nae_monitor.capture.gathering import GatheredSteps, Steps, learn_steps
 from nae_monitor.capture.listener import Stopping
 from nae_monitor.capture.options import GenerateOptions
+from nae_monitor.capture.pending import Pending, flat_rows
 from nae_monitor.capture.prompts import read_prompt, to_numpy
 from nae_monitor.capture.sequences import Rows, Sequences
 from nae_monitor.capture.sink import Sink
-from nae_monitor.records import Phase, RowBatch
+from nae_monitor.records import Phase
 
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    """Rows of the pass under way, waiting for the block's output; side by side, one entry a row."""
-
-    sequences: tuple[int, ...]
-    positions: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    phases: tuple[Phase, ...]
-    index: torch.Tensor | None  # [n] into the flattened [S * T]; None: every row in order
-    shape: tuple[int, int]  # (S, T) of the pass
-
-    def __len__(self) -> int:
-        return len(self.sequences)
+_LOST = object()  # no pass's cache
 
 
 class Generation:
-    """State of one ``generate`` call. Used by one thread."""
+    """State of one ``generate`` call. Used by one thread.
+
+    Rows of decode steps are handed on a few steps together, unless ``at_once``.
+    """
 
     def __init__(
         self,
@@ -43,6 +34,8 @@ class Generation:
         context: RequestContext,
         arguments: Mapping[str, Any],
         options: GenerateOptions,
+        *,
+        at_once: bool = False,
     ) -> None:
         last = context.last_turn
         prompt = read_prompt(arguments, options, last)
@@ -64,7 +57,9 @@ class Generation:
             self.requests = context.requests(
                 prompt.prompts, options.sequences_per_prompt, sink.model_name
             )
-        self._pending: _Pending | None = None
+        gather_steps = 1 if at_once else sink.settings.gather_steps
+        self._gathered = GatheredSteps(gather_steps, sink.settings.gather_s)
+        self._pending: Pending | None = None
         self._cache: object = None
         self._passes = 0
         self._blocks = 0  # passes whose block was seen
@@ -95,7 +90,11 @@ class Generation:
             input_ids: ``[S, T]``; None for a pass over embeddings.
             cache: the pass's ``past_key_values``.
         """
-        self._drop_pending("not_captured")
+        if input_ids is not None and self._is_step(input_ids, cache):
+            self._passes += 1
+            self._gathered.begin(input_ids)
+            return
+        self._hand_on()
         if input_ids is None or not self._belongs(input_ids, cache):
             amount = 0 if input_ids is None else input_ids.numel()
             self._sink.health.count("dropped.unmapped_pass", amount)
@@ -103,9 +102,6 @@ class Generation:
         self._passes += 1
         self._cache = cache
         start = 0 if cache is None else self._sequences.next_column
-        if input_ids.shape[1] == 1 and start == self._sequences.known_columns:
-            self._pending = self._step([row[0] for row in input_ids.tolist()])
-            return
         end = start + input_ids.shape[1]
         new = end - self._sequences.known_columns
         if new > 0:
@@ -117,26 +113,11 @@ class Generation:
         """Copy the waiting rows out of the block's output ``[S, T, d]``."""
         self._blocks += 1
         pending = self._pending
-        if pending is None or not len(pending):
-            self._pending = None
-            return
-        if self._sink.quiet:
-            self._drop_pending("circuit_open")
-            return
-        hidden = output[0] if isinstance(output, tuple) else output
-        if tuple(hidden.shape[:2]) != pending.shape or hidden.dim() != 3:
-            raise ValueError("the block's output is not [batch, tokens, width]")
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        if flat.requires_grad:
-            flat = flat.detach()
-        if pending.index is None:
-            vectors = flat.clone()
-        else:
-            vectors = flat.index_select(0, pending.index.to(flat.device))
-        if self._sink.call("rows", self._sink.listener.rows, self._batch(pending, vectors)):
-            self._pending = None
-        else:
-            self._drop_pending("listener_failed")
+        if self._gathered.waits_for_block:
+            if self._gathered.keep(flat_rows(output, (self._sequences.count, 1))):
+                self._hand_on()
+        elif pending is not None:
+            self._deliver(pending, flat_rows(output, pending.shape), copied=False)
 
     def stop(self, stopping: Stopping, input_ids: torch.Tensor) -> list[int]:
         """End the sequences that ``stopping`` names; ``input_ids`` ``[S, T]`` are all up to now."""
@@ -161,7 +142,7 @@ class Generation:
             None where the block was seen in every pass; else a counter, ``blind.no_rows`` or
             ``blind.some_rows``.
         """
-        self._drop_pending("not_captured")
+        self._hand_on()
         tokens = output if isinstance(output, torch.Tensor) else output.sequences
         sequences = self._sequences
         learned = sequences.known_columns - sequences.prompt_columns
@@ -179,12 +160,15 @@ class Generation:
 
     def finish(self) -> None:
         """End every announced request."""
-        self._drop_pending("not_captured")
-        self._context.last_turn = Turn(
-            self.requests, self._sequences.token_ids, self._sequences.real
-        )
-        for request_id in self._started:
-            self._sink.call("finished", self._sink.listener.request_finished, request_id)
+        try:
+            self._hand_on()
+            self._drop_pending("not_captured")
+            self._context.last_turn = Turn(
+                self.requests, self._sequences.token_ids, self._sequences.real
+            )
+        finally:
+            for request_id in self._started:
+                self._sink.call("finished", self._sink.listener.request_finished, request_id)
 
     def _belongs(self, input_ids: torch.Tensor, cache: object) -> bool:
         """Whether a pass is the next step of this generation, and not one of somebody else's."""
@@ -196,29 +180,52 @@ class Generation:
         end, known = start + input_ids.shape[1], self._sequences.known_columns
         return bool(self._sequences.next_column < end <= known + 1)
 
-    def _step(self, token_ids: list[int]) -> _Pending:
-        """Learn the one new token of each sequence; its rows are those of the pass."""
-        sequences, settings = self._sequences, self._sink.settings
-        live = sequences.learn_column(token_ids)
-        sequences.next_column = sequences.known_columns
-        for sequence in live:
-            self._tell(sequence, (token_ids[sequence],))
-        wanted: list[tuple[int, int]] = []  # sequence and position
-        if Phase.COMPLETION.value in settings.phases:
-            at = [(s, sequences.known_length(s) - 1) for s in live]
-            wanted = [one for one in at if one[1] >= settings.min_position]
-        self._count("tokens.seen", live)
-        if len(wanted) < len(live):
-            kept = {sequence for sequence, _ in wanted}
-            self._count("tokens.excluded", [s for s in live if s not in kept])
-        rows = tuple(sequence for sequence, _ in wanted)
-        return _Pending(
-            rows,
-            tuple(position for _, position in wanted),
-            tuple(token_ids[sequence] for sequence in rows),
+    def _is_step(self, input_ids: torch.Tensor, cache: object) -> bool:
+        """Whether a pass over the cache of the one before takes the one token sampled since."""
+        if cache is None or cache is not self._cache or self._pending is not None:
+            return False
+        sequences = self._sequences
+        return (
+            input_ids.shape == (sequences.count, 1)
+            and sequences.next_column == sequences.known_columns
+        )
+
+    def _hand_on(self) -> None:
+        """Learn the tokens of the steps gathered, and deliver their rows."""
+        self._drop_pending("not_captured")
+        try:
+            steps = self._gathered.take()
+            if steps is None:
+                return
+            self._pending = pending = self._learn_steps(steps)
+        except Exception:
+            self._cache = _LOST  # nobody knows any longer where a further step's tokens belong
+            raise
+        if steps.vectors is not None:
+            self._deliver(pending, steps.vectors, copied=True)
+
+    def _learn_steps(self, steps: Steps) -> Pending:
+        settings = self._sink.settings
+        first = settings.min_position if Phase.COMPLETION.value in settings.phases else None
+        learned = learn_steps(steps, self._sequences, first)
+        for sequence, tokens in enumerate(learned.told):
+            if tokens:
+                self._tell(sequence, tuple(tokens))
+        rows = learned.rows
+        wanted = [row.sequence for row in rows]
+        self._count("tokens.seen", [*wanted, *learned.excluded, *learned.lost])
+        self._count("tokens.excluded", learned.excluded)
+        self._count("dropped.not_captured", learned.lost)
+        shape = (self._sequences.count, sum(steps.seen))
+        at = [row.at for row in rows]
+        everything = at == list(range(shape[0] * shape[1]))
+        return Pending(
+            tuple(wanted),
+            tuple(row.position for row in rows),
+            tuple(row.token_id for row in rows),
             (Phase.COMPLETION,) * len(rows),
-            None if len(rows) == len(token_ids) else torch.tensor(rows, device=self._sink.device),
-            (len(token_ids), 1),
+            None if everything else torch.tensor(at, device=self._sink.device),
+            shape,
         )
 
     def _learn(self, token_ids: NDArray[np.int64]) -> None:
@@ -245,14 +252,14 @@ class Generation:
             self._count("tokens.excluded", rows.sequence[~keep].tolist())
         return rows.where(keep)
 
-    def _wait_for(self, rows: Rows, start: int, shape: tuple[int, int]) -> _Pending:
+    def _wait_for(self, rows: Rows, start: int, shape: tuple[int, int]) -> Pending:
         index = None
         if len(rows) < shape[0] * shape[1]:
             flat = rows.sequence * shape[1] + (rows.column - start)
             # Copied to the device before the pass, while it has nothing to wait for.
             index = torch.from_numpy(flat).to(self._sink.device)
         in_prompt = (rows.column < self._sequences.prompt_columns).tolist()
-        return _Pending(
+        return Pending(
             tuple(rows.sequence.tolist()),
             tuple(rows.position.tolist()),
             tuple(rows.token_id.tolist()),
@@ -261,16 +268,23 @@ class Generation:
             shape,
         )
 
-    def _batch(self, rows: _Pending, vectors: torch.Tensor) -> RowBatch:
-        return RowBatch(
-            requests=self.requests,
-            request_index=rows.sequences,
-            positions=rows.positions,
-            token_ids=rows.token_ids,
-            phases=rows.phases,
-            layer=self._sink.layer,
-            vectors=vectors,
-        )
+    def _deliver(self, pending: Pending, flat: torch.Tensor, *, copied: bool) -> None:
+        """Give the listener the waiting rows of ``flat`` ``[n, d]``, which it may keep."""
+        if not len(pending):
+            self._pending = None
+            return
+        if self._sink.quiet:
+            self._drop_pending("circuit_open")
+            return
+        if pending.index is not None:
+            flat = flat.index_select(0, pending.index.to(flat.device))
+        elif not copied:
+            flat = flat.clone()
+        batch = pending.batch(self.requests, self._sink.layer, flat)
+        if self._sink.call("rows", self._sink.listener.rows, batch):
+            self._pending = None
+        else:
+            self._drop_pending("listener_failed")
 
     def _drop_pending(self, reason: str) -> None:
         if self._pending is not None:

@@ -181,7 +181,13 @@ class TransformersTap:
         if options is None or self._sink.quiet:
             return None
         with self._health.guard("capture.start"):
-            generation = Generation(self._sink, current_context(), arguments, options)
+            generation = Generation(
+                self._sink,
+                current_context(),
+                arguments,
+                options,
+                at_once=self._stopping is not None,  # a stop counts the tokens behind a row
+            )
             if not generation.start():
                 self._finish(generation)
                 generation = None

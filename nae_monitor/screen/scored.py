@@ -127,8 +127,11 @@ class ScoredScreen(SamplingScreen):
         """
         if self._pool is not None or self._directions.anomaly is not None:
             return False
-        lowest = self._thresholds[phases[0]] if len(phases) == 1 else self._lowest
-        return not phases or float(found.max()) < lowest
+        if not phases:
+            return True
+        alike = phases.count(phases[0]) == len(phases)
+        lowest = self._thresholds[phases[0]] if alike else self._lowest
+        return float(found.max()) < lowest
 
     def _ordinary(self, batch: RowBatch, found: torch.Tensor) -> list[Choice]:
         chosen = self._choose(batch, _NONE)

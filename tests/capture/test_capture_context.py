@@ -144,7 +144,7 @@ def test_the_cache_of_another_conversation_does_not_continue_this_one(
 def test_events_come_in_the_order_of_the_contract(
     llama_model: Any, tap: Build, recorder: Recorder
 ) -> None:
-    with tap(llama_model), request_scope("r"):
+    with tap(llama_model, gather_steps=1), request_scope("r"):
         llama_model.generate(
             **left_padded([[5, 6]]), max_new_tokens=3, do_sample=False, eos_token_id=None
         )

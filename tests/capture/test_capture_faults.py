@@ -55,7 +55,7 @@ def test_five_failures_in_a_row_silence_the_tap_and_losses_are_counted(
         raise OurFaultError
 
     recorder.rows = fail  # type: ignore[method-assign]
-    with tap(llama_model):
+    with tap(llama_model, gather_steps=1):
         with request_scope("first"):
             llama_model.generate(IDS, **SIX | {"max_new_tokens": 10})
         with request_scope("second"):

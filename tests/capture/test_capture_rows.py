@@ -298,11 +298,12 @@ def test_rows_are_copies(llama_model: Any, tap: Build, recorder: Recorder) -> No
 )
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    new_tokens=st.integers(1, 5),
+    new_tokens=st.integers(1, 9),
     copies=st.integers(1, 2),
     chunk=st.one_of(st.none(), st.integers(1, 4)),
     endings=st.integers(1, 60),
     pad_is_eos=st.booleans(),
+    gather_steps=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
 def test_any_padded_batch_is_exact(
@@ -313,6 +314,7 @@ def test_any_padded_batch_is_exact(
     chunk: int | None,
     endings: int,
     pad_is_eos: bool,
+    gather_steps: int,
     seed: int,
 ) -> None:
     model = list(models.values())[seed % 3]
@@ -323,7 +325,7 @@ def test_any_padded_batch_is_exact(
         model,
         None,
         layer=3,
-        settings=CaptureSettings(min_position=0),
+        settings=CaptureSettings(min_position=0, gather_steps=gather_steps),
         listener=recorder,
         health=health,
         model_name="tiny",
