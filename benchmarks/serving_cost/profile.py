@@ -30,8 +30,8 @@ PARTS: Mapping[str, tuple[type, str]] = {
 def profile(bench: Bench, variant: Variant, ids: torch.Tensor, new_tokens: int) -> dict[str, float]:
     """Microseconds by part: the total a decode step, each part a call of it; both means.
 
-    Means, because most steps only keep their rows and every eighth pays for them all. The total is of a generation of its own, timed around the two hooks alone: a clock around each
-    part costs a microsecond or two, and the parts' sum is therefore above the total.
+    Means, because most steps only keep their rows and every eighth pays for them all. The total is
+    of a generation of its own, timed around the two hooks alone.
     """
     with variant.around(), _timed_hooks(bench.target.model) as times:
         bench.generate(ids, new_tokens, None)
