@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 
@@ -40,17 +42,24 @@ class Live:
     lost: str | None = "listener_failed"  # why no row of it is told; None: they are
 
 
+class _Row(NamedTuple):
+    """Sorts by request; of one request, stably, as it was computed."""
+
+    owner: int  # index into the requests
+    position: int
+    token_id: int
+    phase: Phase
+    place: int  # among the vectors
+
+
 @dataclass(slots=True)
 class _Rows:
-    """Rows of one pass that the settings ask for."""
+    """Rows that the settings ask for."""
 
     requests: list[Request] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    phases: list[Phase] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # in the pass's buffer
-    spoken: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # by request id
+    index: dict[str, int] = field(default_factory=dict)  # by request id: into the requests
+    rows: list[_Row] = field(default_factory=list)
+    spoken: dict[str, list[int]] = field(default_factory=dict)  # by request id
 
 
 class Tracker:
@@ -148,14 +157,14 @@ class Tracker:
         self,
         parts: Sequence[Part],
         token_ids: Sequence[int],
-        rows: Callable[[Sequence[int]], torch.Tensor],
+        rows: Callable[[list[int]], torch.Tensor],
     ) -> None:
-        """Tell the rows of one pass.
+        """Tell the rows of one pass, or of several side by side.
 
         Args:
-            parts: whose they are.
-            token_ids: the pass's input tokens.
-            rows: gives the vectors ``[n, d]`` at n places of the buffer.
+            parts: whose they are; of one request there may be several, in order.
+            token_ids: the input tokens.
+            rows: gives the vectors ``[n, d]`` at n places among those of the tokens.
         """
         found = _Rows()
         for part in parts:
@@ -167,13 +176,14 @@ class Tracker:
             else:
                 self._part(live, part, token_ids, found)
         try:
-            for request_id, spoken in found.spoken:
-                self._listener.tokens(request_id, spoken)
-            if found.positions:
-                self._listener.rows(self._batch(found, rows(found.places)))
+            for request_id, spoken in found.spoken.items():
+                self._listener.tokens(request_id, tuple(spoken))
+            if found.rows:
+                found.rows.sort(key=attrgetter("owner"))
+                self._listener.rows(self._batch(found, rows([row.place for row in found.rows])))
         except Exception:
             names = [request.request_id for request in found.requests]
-            amounts = Counter(names[index] for index in found.index)
+            amounts = Counter(names[row.owner] for row in found.rows)
             self._health.count_each("dropped.listener_failed", amounts)
             raise
 
@@ -209,27 +219,25 @@ class Tracker:
         live.next_position = start + len(rows)
         spoken = ids[max(0, live.prompt_tokens - start) : None if end is None else end + 1]
         if spoken:
-            found.spoken.append((live.request.request_id, tuple(spoken)))
+            found.spoken.setdefault(live.request.request_id, []).extend(spoken)
         if rows:
             self._keep(live, start, rows, part.offset + again, found)
 
     def _keep(self, live: Live, start: int, ids: Sequence[int], offset: int, found: _Rows) -> None:
         self._count(live, "tokens.seen", len(ids))
-        index, kept = len(found.requests), 0
+        settings, kept = self._settings, 0
+        name = live.request.request_id
         for number, token_id in enumerate(ids):
             position = start + number
             phase = Phase.PROMPT if position < live.prompt_tokens else Phase.COMPLETION
-            if position < self._settings.min_position or phase.value not in self._settings.phases:
+            if position < settings.min_position or phase.value not in settings.phases:
                 continue
             kept += 1
-            found.index.append(index)
-            found.positions.append(position)
-            found.token_ids.append(token_id)
-            found.phases.append(phase)
-            found.places.append(offset + number)
+            if name not in found.index:
+                found.index[name] = len(found.requests)
+                found.requests.append(live.request)
+            found.rows.append(_Row(found.index[name], position, token_id, phase, offset + number))
         self._count(live, "tokens.excluded", len(ids) - kept)
-        if kept:
-            found.requests.append(live.request)
 
     def _cached(self, live: Live, start: int) -> None:
         """Tokens before ``start`` that no pass computed came out of a cache."""
@@ -246,10 +254,10 @@ class Tracker:
     def _batch(self, found: _Rows, vectors: torch.Tensor) -> RowBatch:
         return RowBatch(
             requests=tuple(found.requests),
-            request_index=tuple(found.index),
-            positions=tuple(found.positions),
-            token_ids=tuple(found.token_ids),
-            phases=tuple(found.phases),
+            request_index=tuple(row.owner for row in found.rows),
+            positions=tuple(row.position for row in found.rows),
+            token_ids=tuple(row.token_id for row in found.rows),
+            phases=tuple(row.phase for row in found.rows),
             layer=self._layer,
             vectors=vectors,
         )

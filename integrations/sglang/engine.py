@@ -22,7 +22,9 @@ from nae_monitor.settings import Settings
 
 log = logging.getLogger("nae_monitor")
 
-BEFORE, AFTER, RESULT = "sglang.before_pass", "sglang.rows", "sglang.results"
+BEFORE, AFTER, RESULT, ROWS = (
+    f"sglang.{part}" for part in ("before_pass", "after_pass", "results", "rows")
+)
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
 
@@ -93,6 +95,7 @@ class WatchedEngine:
         result = plain(scheduler, batch, *args, **kwargs)
         if self._on:
             self._guarded(RESULT, lambda: self._ended(batch))
+            self._hand_on()
         return result
 
     def send_abort_output(
@@ -156,7 +159,7 @@ class WatchedEngine:
         host = self._host = hosts.open_host(settings, lambda: scheduler.tokenizer)
         self._tracker = Tracker(host.listener, host.health, settings.capture, layer=host.layer)
         self._handover = Handover(
-            self._tracker, tap.rows, lambda _: host.health.count("blind.no_rows")
+            self._tracker, tap.rows, lambda _: host.health.count("blind.no_rows"), settings
         )
         self._on = True
         log.warning("nae_monitor watches this engine (SGLang: experimental), layer %d", host.layer)
@@ -194,8 +197,12 @@ class WatchedEngine:
         for request in batch.reqs:
             if request.finished():
                 self._end_request(request)
-        if self._handover is not None:
-            self._handover.hand_on(quiet=self._is_open(AFTER) or self._is_open(RESULT))
+
+    def _hand_on(self) -> None:
+        handover = self._handover
+        quiet = any(self._is_open(component) for component in (AFTER, RESULT, ROWS))
+        if handover is not None and (quiet or handover.is_due):
+            self._guarded(ROWS, lambda: handover.hand_on(quiet=quiet))
 
     def _end_request(self, request: Any) -> None:
         tracker, handover = self._tracker, self._handover
@@ -224,7 +231,7 @@ class WatchedEngine:
                 for request_id in tracker.live:
                     tracker.finish(request_id)
 
-            self._guarded(RESULT, end)
+            self._guarded(ROWS, end)
         self._close_host()
 
     def _close_host(self) -> None:

@@ -25,7 +25,9 @@ from nae_monitor.settings import Settings
 
 log = logging.getLogger("nae_monitor")
 
-BEFORE, AFTER, SAMPLED = "vllm.before_pass", "vllm.rows", "vllm.sampled"
+BEFORE, AFTER, ROWS, SAMPLED = (
+    f"vllm.{part}" for part in ("before_pass", "after_pass", "rows", "sampled")
+)
 
 
 def watch_worker(worker: Any, path: str) -> None:
@@ -80,6 +82,7 @@ class WatchedWorker:
         self._guarded(BEFORE, lambda: self._before(scheduler_output))
         result = plain(scheduler_output, *args, **kwargs)
         self._guarded(AFTER, lambda: self._after(scheduler_output))
+        self._hand_on()
         return result
 
     def sample_tokens(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +174,9 @@ class WatchedWorker:
             settings.capture,
             layer=tap.layer,
         )
-        self._handover = Handover(self._tracker, tap.rows, lambda _: health.count("blind.no_rows"))
+        self._handover = Handover(
+            self._tracker, tap.rows, lambda _: health.count("blind.no_rows"), settings
+        )
         self._on = True
         log.warning(
             "nae_monitor watches this engine: %s, layer %d, self-test %.1e",
@@ -198,10 +203,19 @@ class WatchedWorker:
         tracker, handover = self._tracker, self._handover
         if tracker is None or handover is None:
             return
-        taken = read_pass(self._worker.model_runner, scheduler_output)
+        try:
+            taken = read_pass(self._worker.model_runner, scheduler_output)
+        except Exception:
+            for request_id in scheduler_output.num_scheduled_tokens:
+                handover.note(functools.partial(tracker.give_up, request_id, "not_mapped"))
+            raise
         if taken is not None:
             handover.take(taken)
-        handover.hand_on(quiet=self._is_open(AFTER))
+
+    def _hand_on(self) -> None:
+        handover, quiet = self._handover, self._is_open(ROWS)
+        if handover is not None and (quiet or handover.is_due):
+            self._guarded(ROWS, lambda: handover.hand_on(quiet=quiet))
 
     def _hear(self, output: Any) -> None:
         get_output = getattr(output, "get_output", None)
@@ -257,7 +271,7 @@ class WatchedWorker:
                 for request_id in tracker.live:
                     tracker.finish(request_id)
 
-            self._guarded(AFTER, end)
+            self._guarded(ROWS, end)
         self._close_host()
 
     def _close_host(self) -> None:

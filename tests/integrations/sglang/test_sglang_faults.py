@@ -26,12 +26,13 @@ def test_a_listener_that_fails_is_counted_and_the_engine_runs_on(
         def rows(self, batch: Any) -> None:
             raise RuntimeError("a listener's own fault")
 
-    double = watch(monkeypatch, configuration(tmp_path), Failing())
+    configured = configuration(tmp_path, "capture: {min_position: 0, gather_steps: 2}\n")
+    double = watch(monkeypatch, configured, Failing())
     request = sgl.Req("a", [1, 2], max_new_tokens=20, stop=frozenset())
     run(double.Scheduler(), request)
     assert len(request.output_ids) == 20
     health = double.host.health
-    assert health.is_open("sglang.results")
+    assert health.is_open("sglang.rows")
     dropped = health.coverage("a").dropped_tokens
     assert set(dropped) == {"listener_failed", "circuit_open"}
     assert sum(dropped.values()) == health.coverage("a").seen_tokens >= 21
@@ -69,7 +70,7 @@ def test_a_pass_whose_rows_cannot_be_mapped_is_dropped_and_never_counted_as_cach
     assert coverage.cached_tokens == 0
     assert coverage.dropped_tokens.keys() == {"not_mapped"}
     assert len(listener.told["a"]) + coverage.dropped_tokens["not_mapped"] >= 10
-    assert double.host.health.counters()["failed.sglang.rows.UnsupportedError"] == 1
+    assert double.host.health.counters()["failed.sglang.after_pass.UnsupportedError"] == 1
     assert listener.ended == ["a"]
 
 

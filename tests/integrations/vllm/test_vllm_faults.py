@@ -177,7 +177,7 @@ def run(target: Worker, step: Step) -> Any:
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Worker, Collector]:
     """A worker under watch, with its tests of the model left out."""
     path = tmp_path / "monitor.yaml"
-    path.write_text("capture: {min_position: 0}\n")
+    path.write_text("capture: {min_position: 0, gather_steps: 2, gather_s: 10}\n")
     target, collector = Worker(), Collector(Health())
     tap = SimpleNamespace(rows=target.rows, layer=2)
     monkeypatch.setattr(worker.WatchedWorker, "_reads", lambda self: True)
@@ -197,11 +197,11 @@ def test_a_listener_that_fails_is_counted_and_the_engine_runs_on(
     target, collector = started
     collector.faults.add("rows")
     assert run(target, Step([Scheduled("a", 0, [1, 2])], [new_request("a", [1, 2])])) == "ran"
-    for position in range(2, 10):
+    for position in range(2, 20):
         assert run(target, Step([Scheduled("a", position, [3])])) == "ran"
     counters = collector.health.counters()
-    assert counters[f"failed.{worker.AFTER}.RuntimeError"] == 5
-    assert collector.health.is_open(worker.AFTER)
+    assert counters[f"failed.{worker.ROWS}.RuntimeError"] == 5
+    assert collector.health.is_open(worker.ROWS)
 
 
 def test_rows_the_monitor_could_not_tell_are_counted_and_a_request_still_ends(
@@ -210,12 +210,31 @@ def test_rows_the_monitor_could_not_tell_are_counted_and_a_request_still_ends(
     target, collector = started
     collector.faults.add("rows")
     run(target, Step([Scheduled("a", 0, [1, 2])], [new_request("a", [1, 2])]))
-    for position in range(2, 10):
+    for position in range(2, 20):
         run(target, Step([Scheduled("a", position, [3])]))
     run(target, Step(finished={"a"}))
     coverage = collector.health.coverage("a")
-    assert coverage.seen_tokens == 10
-    assert coverage.dropped_tokens == {"listener_failed": 6, "circuit_open": 4}
+    assert coverage.seen_tokens == 20
+    # The prompt and four times two steps, and then the circuit is open.
+    assert coverage.dropped_tokens == {"listener_failed": 10, "circuit_open": 10}
+    assert collector.ended == ["a"]
+
+
+def test_a_pass_that_cannot_be_read_is_dropped_and_never_counted_as_cached(
+    started: tuple[Worker, Collector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, collector = started
+    run(target, Step([Scheduled("a", 0, [1, 2])], [new_request("a", [1, 2])]))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "read_pass", lambda *_: 1 / 0)
+        run(target, Step([Scheduled("a", 2, [3])]))
+    run(target, Step([Scheduled("a", 3, [4])]))
+    run(target, Step(finished={"a"}))
+    coverage = collector.health.coverage("a")
+    assert (coverage.seen_tokens, coverage.cached_tokens) == (4, 0)
+    assert coverage.dropped_tokens == {"not_mapped": 2}
+    assert [row[0] for row in collector.told["a"]] == [0, 1]
+    assert collector.health.counters()[f"failed.{worker.AFTER}.ZeroDivisionError"] == 1
     assert collector.ended == ["a"]
 
 

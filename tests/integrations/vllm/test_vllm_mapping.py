@@ -27,7 +27,7 @@ from nae_monitor.integrations.engines.handover import Handover
 from nae_monitor.integrations.engines.tracker import Tracker
 from nae_monitor.integrations.vllm.identity import begun
 from nae_monitor.integrations.vllm.passes import check_runner, read_pass
-from nae_monitor.settings import CaptureSettings
+from nae_monitor.settings import ActionSettings, CaptureSettings, Settings, TargetSettings
 
 RUNNERS = [FirstRunner, SecondRunner]
 
@@ -35,19 +35,24 @@ RUNNERS = [FirstRunner, SecondRunner]
 class Engine:
     """A worker's loop over a runner's double."""
 
-    def __init__(self, runner: type, **settings: Any) -> None:
+    def __init__(
+        self, runner: type, *, rows: int = 64, stops: bool = False, **settings: Any
+    ) -> None:
+        capture = CaptureSettings(**{"min_position": 0, "gather_steps": 1, **settings})
         self.health = Health()
         self.collector = Collector(self.health)
-        self.rows = torch.zeros(64, D_MODEL)
+        self.rows = torch.zeros(rows, D_MODEL)
         self.runner = runner(self.rows)
-        self.tracker = Tracker(
-            self.collector,
-            self.health,
-            CaptureSettings(**{"min_position": 0, **settings}),
-            layer=2,
-        )
+        self.tracker = Tracker(self.collector, self.health, capture, layer=2)
         self.handover = Handover(
-            self.tracker, self.rows, lambda _: self.health.count("blind.no_rows")
+            self.tracker,
+            self.rows,
+            lambda _: self.health.count("blind.no_rows"),
+            Settings(
+                target=TargetSettings("m"),
+                capture=capture,
+                actions=ActionSettings("enforce" if stops else "shadow"),
+            ),
         )
 
     def step(self, step: Step, *, writes: bool = True) -> None:
@@ -65,7 +70,8 @@ class Engine:
         taken = read_pass(self.runner, step.output)
         if taken is not None:
             self.handover.take(taken)
-        self.handover.hand_on()
+        if self.handover.is_due:
+            self.handover.hand_on()
 
 
 def expected(prompt: list[int], answer: list[int], first: int = 0) -> list[Any]:
@@ -106,8 +112,9 @@ def some_sequences(dice: random.Random) -> dict[str, tuple[list[int], list[int]]
 @pytest.mark.parametrize("runner", RUNNERS)
 @given(seed=st.integers(0, 2**32))
 def test_each_computed_token_is_told_once_however_passes_are_cut(runner: type, seed: int) -> None:
-    """Requests in chunks, preempted and begun again, with cache hits, in any order."""
-    engine, dice = Engine(runner), random.Random(seed)
+    """Requests in chunks, preempted and begun again, with cache hits, gathered, in any order."""
+    dice = random.Random(seed)
+    engine = Engine(runner, gather_steps=dice.randint(1, 5), gather_s=10.0)
     sequences = some_sequences(dice)
     cached = {name: dice.randint(0, len(prompt) - 1) for name, (prompt, _) in sequences.items()}
     at, begun, going = dict(cached), set[str](), set(sequences)
@@ -182,6 +189,81 @@ def test_a_pass_that_wrote_nothing_is_counted_and_its_old_rows_are_not_told() ->
     assert [row[0] for row in engine.collector.told["a"]] == [0, 1, 2, 4]
     assert engine.health.coverage("a").dropped_tokens == {"not_captured": 1}
     assert engine.health.counters()["blind.no_rows"] == 1
+
+
+def begin_two(engine: Engine) -> None:
+    """A pass over the prompts of a and b."""
+    new = [new_request("a", [1, 2, 3]), new_request("b", [4, 5])]
+    engine.step(Step([Scheduled("a", 0, [1, 2, 3]), Scheduled("b", 0, [4, 5])], new))
+
+
+def test_passes_are_told_together_each_request_in_a_row() -> None:
+    engine = Engine(FirstRunner, gather_steps=3, gather_s=10.0)
+    batches: list[list[tuple[str, int]]] = []
+    tell = engine.collector.rows
+
+    def rows(batch: Any) -> None:
+        names = [batch.requests[index].request_id for index in batch.request_index]
+        batches.append(list(zip(names, batch.positions, strict=True)))
+        tell(batch)
+
+    engine.collector.rows = rows  # type: ignore[method-assign]
+    begin_two(engine)
+    assert len(batches) == 1  # with a beginning, everything is told
+    for step in range(3):
+        engine.step(Step([Scheduled("b", 2 + step, [20 + step]), Scheduled("a", 3 + step, [9])]))
+        assert len(batches) == 1 + (step == 2)
+    assert batches[1] == [("b", 2), ("b", 3), ("b", 4), ("a", 3), ("a", 4), ("a", 5)]
+    engine.step(Step([Scheduled("b", 5, [23])]))
+    engine.step(Step(finished={"b"}))
+    assert batches[2] == [("b", 5)]
+    assert engine.collector.told["b"] == expected([4, 5], [20, 21, 22, 23, 24])
+    assert engine.collector.told["a"] == expected([1, 2, 3], [9, 9, 9, 9])
+
+
+@pytest.mark.parametrize("settings", [{"gather_s": 0.0}, {"gather_s": 10.0, "stops": True}])
+def test_passes_are_told_one_by_one_where_they_may_not_wait(settings: dict[str, Any]) -> None:
+    engine = Engine(FirstRunner, gather_steps=8, **settings)
+    begin_two(engine)
+    for step in range(3):
+        engine.step(Step([Scheduled("a", 3 + step, [9])]))
+        assert [row[0] for row in engine.collector.told["a"]] == list(range(4 + step))
+
+
+def test_a_great_many_gathered_rows_are_told_at_once() -> None:
+    engine = Engine(FirstRunner, rows=1200, gather_steps=8, gather_s=10.0)
+    prompt = [7] * 1500
+    engine.step(Step([Scheduled("a", 0, prompt[:10])], [new_request("a", prompt)]))
+    engine.step(Step([Scheduled("a", 10, prompt[10:1110])]))
+    assert len(engine.collector.told["a"]) == 1110
+
+
+def test_a_pass_that_wrote_nothing_among_gathered_ones_costs_its_own_rows_alone() -> None:
+    engine = Engine(FirstRunner, gather_steps=4, gather_s=10.0)
+    begin_two(engine)
+    for step in range(4):
+        engine.step(Step([Scheduled("a", 3 + step, [30 + step])]), writes=step != 1)
+    assert engine.collector.told["a"] == [
+        row for row in expected([1, 2, 3], [30, 31, 32, 33, 34]) if row[0] != 4
+    ]
+    assert engine.health.coverage("a").dropped_tokens == {"not_captured": 1}
+    assert engine.health.counters()["blind.no_rows"] == 1
+
+
+def test_gathered_rows_of_a_failing_listener_are_counted_and_those_behind_are_told() -> None:
+    engine = Engine(FirstRunner, gather_steps=2, gather_s=10.0)
+    begin_two(engine)
+    engine.collector.faults.add("rows")
+    engine.step(Step([Scheduled("a", 3, [30]), Scheduled("b", 2, [40])]))
+    with pytest.raises(RuntimeError):
+        engine.step(Step([Scheduled("a", 4, [31]), Scheduled("b", 3, [41])]))
+    engine.collector.faults.clear()
+    engine.step(Step([Scheduled("a", 5, [32])]))
+    engine.step(Step(finished={"a", "b"}))
+    assert [row[0] for row in engine.collector.told["a"]] == [0, 1, 2, 5]
+    for name, lost in (("a", 2), ("b", 2)):
+        assert engine.health.coverage(name).dropped_tokens == {"listener_failed": lost}
+    assert sorted(engine.collector.ended) == ["a", "b"]
 
 
 def test_rows_of_a_request_that_never_began_are_counted() -> None:
