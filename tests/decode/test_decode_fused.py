@@ -73,7 +73,7 @@ def test_logits_of_rows_of_different_lengths_are_the_models_own(
         for row, length in enumerate(lengths):
             decoder.forward(states[row : row + 1, :length], cache, row, [0])
         nexts = torch.stack([states[i, n] for i, n in enumerate(lengths)])[:, None]
-        logits = decoder.forward(nexts, cache, 0, lengths)
+        logits = decoder.logits(decoder.forward(nexts, cache, 0, lengths))
         for row, length in enumerate(lengths):
             whole = model(inputs_embeds=states[row : row + 1, : length + 1]).logits[0, -1]
             torch.testing.assert_close(logits[row], whole, rtol=1e-4, atol=1e-4)
@@ -89,7 +89,7 @@ def test_a_row_that_ended_in_nan_leaves_nothing_to_the_next(
     cache.values.fill_(torch.nan)
     cache.copy_prefix(prefix, 2, 0, 1)
     with torch.inference_mode():
-        logits = decoder.forward(torch.ones(1, 2, tiny_nla.D), cache, 0, [2])
+        logits = decoder.logits(decoder.forward(torch.ones(1, 2, tiny_nla.D), cache, 0, [2]))
     assert torch.isfinite(logits).all()
 
 

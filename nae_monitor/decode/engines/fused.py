@@ -1,8 +1,9 @@
 """One pass of a Llama-shaped decoder over rows of different lengths, with static caches.
 
-What a general implementation pays and this does not: a matrix product each for query, key, value,
-gate and up (here two in all), caches that are concatenated anew for each token, masks and position
-tables that are rebuilt, and logits of tokens whose successor is already known.
+What a general implementation pays and this does not: a matrix product each for query, key and
+value, activations and sums in passes of their own over memory, caches that are concatenated anew
+for each token, masks and position tables that are rebuilt, and logits of tokens whose successor is
+already known.
 
 Architecture: RMS norm before attention and feed-forward, rotary positions, grouped-query attention,
 SwiGLU (Touvron et al., arXiv 2302.13971; Qwen2 adds biases to query, key and value).
@@ -95,7 +96,8 @@ class _Block:
     qkv: PackedLinear
     out: PackedLinear
     ff_norm: Tensor
-    gate_up: PackedLinear
+    gate: PackedLinear
+    up: PackedLinear
     down: PackedLinear
     epsilon: float
 
@@ -124,7 +126,7 @@ class FusedDecoder:
     @property
     def extra_bytes(self) -> int:
         """Of the copies."""
-        linear = (p for b in self._blocks for p in (b.qkv, b.out, b.gate_up, b.down))
+        linear = (p for b in self._blocks for p in (b.qkv, b.out, b.gate, b.up, b.down))
         return self._lm_head.extra_bytes + sum(part.extra_bytes for part in linear)
 
     def cache(self, rows: int, capacity_tokens: int) -> KeyValues:
@@ -132,14 +134,16 @@ class FusedDecoder:
         shape = CacheShape(len(self._blocks), rows, self.kv_heads, capacity_tokens, self.head_size)
         positions = torch.arange(capacity_tokens, device=self._embedding.device)[None]
         cos, sin = self._rotary(self._embedding[:1, None], positions)
-        return KeyValues(shape, cos[0], sin[0], self._embedding)
+        signed_sin = sin[0].clone()
+        signed_sin[:, : self.head_size // 2].neg_()  # the rotation's one minus, once and for all
+        return KeyValues(shape, cos[0], signed_sin, self._embedding)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[n] token ids to [n, 1, d]."""
         return functional.embedding(ids, self._embedding)[:, None]
 
     def forward(self, states: Tensor, cache: KeyValues, first: int, starts: list[int]) -> Tensor:
-        """Logits [n, vocabulary] after the last token of each row.
+        """What the last token of each row makes of all before it, [n, d]; see :meth:`logits`.
 
         Args:
             states: [n, t, d] inputs of rows ``first`` to ``first + n - 1`` of the cache.
@@ -153,10 +157,12 @@ class FusedDecoder:
         for index, block in enumerate(self._blocks):
             hidden = self._attend(hidden, block, index, view)
             normed = _rms(hidden, block.ff_norm, block.epsilon)
-            gate, up = block.gate_up(normed).chunk(2, dim=1)
-            hidden = hidden + block.down(functional.silu(gate) * up)
-        last = hidden.view(count, tokens, width)[:, -1]
-        logits: Tensor = self._lm_head(_rms(last, self._norm, self._epsilon))
+            hidden = block.down.plus(block.up.times(normed, block.gate.silu(normed)), hidden)
+        return hidden.view(count, tokens, width)[:, -1]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of [n, d] last states."""
+        logits: Tensor = self._lm_head(_rms(states, self._norm, self._epsilon))
         return logits.float()
 
     def _attend(self, hidden: Tensor, block: _Block, index: int, view: View) -> Tensor:
@@ -164,12 +170,11 @@ class FusedDecoder:
         fused = block.qkv(normed)
         shape = (view.count, view.tokens, self.heads + 2 * self.kv_heads, self.head_size)
         fused = fused.view(shape).transpose(1, 2)  # [n, heads, t, head_size]
-        rotated = _rotate(fused[:, : self.heads + self.kv_heads], view.cos, view.sin)
+        rotated = _rotate(fused[:, : self.heads + self.kv_heads], view.cos, view.signed_sin)
         values = fused[:, self.heads + self.kv_heads :]
         keys_all, values_all = view.store(index, rotated[:, self.heads :], values)
         attended = view.attention(rotated[:, : self.heads], keys_all, values_all)
-        result: Tensor = hidden + block.out(attended)
-        return result
+        return block.out.plus(attended, hidden)
 
 
 class KeyValues:
@@ -178,17 +183,17 @@ class KeyValues:
     Args:
         shape: of the caches.
         cos: [capacity, head_size] of the rotary positions.
-        sin: likewise.
+        signed_sin: likewise, the first half of it negated.
         like: gives device and dtype.
     """
 
-    def __init__(self, shape: CacheShape, cos: Tensor, sin: Tensor, like: Tensor) -> None:
+    def __init__(self, shape: CacheShape, cos: Tensor, signed_sin: Tensor, like: Tensor) -> None:
         sizes = (shape.layers, shape.rows, shape.kv_heads, shape.capacity_tokens, shape.head_size)
         self.shape = shape
         # Zeros, as what is masked is still multiplied: by 0, which rubbish of NaN would survive.
         self.keys = torch.zeros(sizes, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
-        self.cos, self.sin = cos, sin
+        self.cos, self.signed_sin = cos, signed_sin
 
     @property
     def size_bytes(self) -> int:
@@ -226,12 +231,14 @@ class View:
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(
             tokens, device=device
         )
-        self.cos, self.sin = cache.cos[positions][:, None], cache.sin[positions][:, None]
+        self.cos = cache.cos[positions][:, None]
+        self.signed_sin = cache.signed_sin[positions][:, None]
         seen = torch.arange(self._longest, device=device) <= positions[:, :, None]
         blocked = torch.zeros(seen.shape, dtype=cache.keys.dtype, device=device)
         blocked.masked_fill_(~seen, -torch.inf)
-        # [n, 1, groups * t, longest]: the query heads of one key head lie one after another.
-        self._mask = blocked[:, None].repeat(1, 1, self._groups, 1)
+        # [n * kv_heads, groups * t, longest]: the query heads of one key head one after another.
+        repeats = (cache.shape.kv_heads, self._groups, 1)
+        self._mask = blocked[:, None].repeat(1, *repeats).flatten(0, 1)
         self._where = (
             torch.arange(first, first + self.count, device=device)[:, None],
             positions,
@@ -256,11 +263,14 @@ class View:
         """
         count, heads, tokens, size = queries.shape
         kv_heads = heads // self._groups
-        grouped = queries.reshape(count, kv_heads, self._groups * tokens, size)
-        attended = functional.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=self._mask
+        grouped = queries.reshape(count * kv_heads, self._groups * tokens, size)
+        # Two products: for a query or three, torch's own attention takes twice to four times as
+        # long as it takes to read the keys and values.
+        scores = torch.baddbmm(
+            self._mask, grouped, keys.flatten(0, 1).transpose(1, 2), alpha=size**-0.5
         )
-        attended = attended.reshape(count, heads, tokens, size).transpose(1, 2)
+        attended = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
+        attended = attended.view(count, heads, tokens, size).transpose(1, 2)
         return attended.reshape(count * tokens, heads * size)
 
 
@@ -272,7 +282,8 @@ def _block(layer: Any) -> _Block:
         PackedLinear(*qkv),
         PackedLinear(attention.o_proj),
         layer.post_attention_layernorm.weight,
-        PackedLinear(feed.gate_proj, feed.up_proj),
+        PackedLinear(feed.gate_proj),
+        PackedLinear(feed.up_proj),
         PackedLinear(feed.down_proj),
         float(layer.input_layernorm.variance_epsilon),
     )
@@ -280,10 +291,11 @@ def _block(layer: Any) -> _Block:
 
 def _rms(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = states.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square()
+    scale = torch.rsqrt(square / wide.shape[-1] + epsilon)
     return weight * (wide * scale).to(states.dtype)
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     left, right = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.addcmul(states * cos, torch.cat((right, left), dim=-1), signed_sin)

@@ -42,6 +42,29 @@ class PackedLinear:
         )
         return result
 
+    def silu(self, states: Tensor) -> Tensor:
+        """SiLU of the product, applied while it is still in the processor's registers."""
+        if not self.is_packed:
+            return functional.silu(self(states))
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states.contiguous(), self._weight, self._bias, "swish", [], ""
+        )
+        return result
+
+    def times(self, states: Tensor, other: Tensor) -> Tensor:
+        """The product, element by element times ``other`` [n, out]."""
+        return self._joined(states, other, "mul") if self.is_packed else self(states) * other
+
+    def plus(self, states: Tensor, other: Tensor) -> Tensor:
+        """The product and ``other`` [n, out]."""
+        return self._joined(states, other, "add") if self.is_packed else self(states) + other
+
+    def _joined(self, states: Tensor, other: Tensor, how: str) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            states.contiguous(), other, self._weight, self._bias, how
+        )
+        return result
+
 
 def _packs(weight: Tensor) -> bool:
     return (

@@ -34,6 +34,10 @@ from nae_monitor.decode.prompts import CLOSE_TAG, Generation, PromptBatch, Sampl
 log = logging.getLogger(__name__)
 NEAR_TIE = 1e-4
 REFILL_SHARE = 8  # prompts enter once this part of the batch is free: few rows fill no product
+# More in one pass are more memory than the allocator keeps, and the kernel would clear its pages
+# each time.
+PREFILL_ROWS = 32
+LOGIT_ROWS = 128  # of 49,152 float32 logits: 24 MiB
 _TAIL_TOKENS = 2 * len(CLOSE_TAG)  # no tokenizer spells the closing tag in more
 
 
@@ -68,6 +72,7 @@ class TorchEngine:
         self._device = self._embed.weight.device
         self._dtype = self._embed.weight.dtype
         self._stop_ids = _stop_ids(model, tokenizer)
+        self._last_ids = _ids_with(tokenizer, CLOSE_TAG[-1])
         self._near_tie = NEAR_TIE if self._dtype == torch.float32 else 0.0
         reason = unsupported(model) if is_frozen else "the weights may change"
         self.general_because = reason  # None: the fused pass is used
@@ -115,21 +120,23 @@ class TorchEngine:
         prefix = self._prefix(decoder, prompts)
         waiting = deque(range(len(prompts)))
         rows: list[_Row] = []
+        filling = True  # until the batch is full again
         while rows or waiting:
             free = size - len(rows)
-            if waiting and free >= max(1, size // REFILL_SHARE):
-                count, shared = min(free, len(waiting)), prompts.shared_tokens
+            if waiting and (filling or free >= max(1, size // REFILL_SHARE)):
+                count, shared = min(free, len(waiting), PREFILL_ROWS), prompts.shared_tokens
                 fresh = [self._row(prompts, waiting.popleft(), sampling) for _ in range(count)]
                 cache.copy_prefix(prefix, shared, len(rows), count)
                 states = torch.stack([row.prompt[shared:] for row in fresh])
-                logits = decoder.forward(states, cache, len(rows), [shared] * count)
-                self._extend(logits, fresh, sampling)
+                last = decoder.forward(states, cache, len(rows), [shared] * count)
+                self._extend_fused(decoder, last, fresh, sampling)
                 rows += fresh
+                filling = len(rows) < size
             else:
-                last = torch.tensor([row.ids[-1] for row in rows], device=self._device)
+                ids = torch.tensor([row.ids[-1] for row in rows], device=self._device)
                 starts = [length + len(row.ids) - 1 for row in rows]
-                logits = decoder.forward(decoder.embed(last), cache, 0, starts)
-                self._extend(logits, rows, sampling)
+                last = decoder.forward(decoder.embed(ids), cache, 0, starts)
+                self._extend_fused(decoder, last, rows, sampling)
             self._retire(rows, cache, length, sampling, done)
         self._spare = cache
 
@@ -150,6 +157,14 @@ class TorchEngine:
             states = prompts.embeddings[:1, :shared].to(self._device, self._dtype)
             decoder.forward(states, cache, 0, [0])
         return cache
+
+    def _extend_fused(
+        self, decoder: FusedDecoder, last: torch.Tensor, rows: list[_Row], sampling: Sampling
+    ) -> None:
+        """As :meth:`_extend`, from last states [n, d]."""
+        for start in range(0, len(rows), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            self._extend(decoder.logits(last[part]), rows[part], sampling)
 
     def _extend(self, logits: torch.Tensor, rows: list[_Row], sampling: Sampling) -> None:
         for row, token_id in zip(rows, self._choose(logits, rows, sampling), strict=True):
@@ -223,9 +238,12 @@ class TorchEngine:
         near-tie rule serve both modes.
         """
         noise = None if sampling.is_greedy else _noise(rows, logits) * sampling.temperature
-        best = (logits if noise is None else logits + noise).topk(2, dim=1)
-        margins = best.values[:, 0] - best.values[:, 1]
-        close = margins < self._near_tie * logits.abs().amax(dim=1)
+        largest = torch.maximum(logits.amax(dim=1), -logits.amin(dim=1))
+        scores = logits if noise is None else logits + noise
+        best = scores.max(dim=1, keepdim=True)
+        # Not topk, which takes as long again as all of this, and `scores` is not needed any more.
+        second = scores.scatter_(1, best.indices, -torch.inf).amax(dim=1)
+        close = best.values[:, 0] - second < self._near_tie * largest
         ids: list[int] = best.indices[:, 0].tolist()
         for i in close.nonzero().flatten().tolist():
             alone = self._score_alone(rows[i])
@@ -243,6 +261,8 @@ class TorchEngine:
     def _ends(self, row: _Row, sampling: Sampling) -> bool:
         if row.ids[-1] in self._stop_ids or len(row.ids) >= sampling.max_new_tokens:
             return True
+        if row.ids[-1] not in self._last_ids:
+            return False
         return CLOSE_TAG in self._text(row.ids[-_TAIL_TOKENS:])
 
     def _finish(self, row: _Row) -> Generation:
@@ -263,6 +283,11 @@ def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
         if row.noise is not None:
             noise[i].exponential_(generator=row.noise).clamp_(min=1e-30).log_().neg_()
     return noise.to(logits.device)
+
+
+def _ids_with(tokenizer: Any, character: str) -> frozenset[int]:
+    """Ids of every token that can bring an ASCII character, or may by its name."""
+    return frozenset(i for token, i in tokenizer.get_vocab().items() if character in token)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
