@@ -21,8 +21,8 @@ from nae_monitor.placement.orders import Outcome, RaiseSampling, StopTurn
 from nae_monitor.placement.turns import MAX_ROWS, Begin, End, Progress, Rows, Stopped
 from nae_monitor.screen import RaisableScreen, Screen
 
-IDLE_S = 0.1  # between looks at the connections while nothing is under way
-PACE_S = 0.02  # the same while a turn is: how late an order to stop may come
+IDLE_S = 0.1  # between looks at the connections; each takes the host's interpreter for a moment
+PACE_S = 0.02  # while an order to stop may come, or a turn's outcome is awaited: how late it may be
 TAKE_ITEMS = 256
 ROWS_BYTES = 512 * 1024  # of vectors in one frame
 NO_WORKER = "no worker was there to judge it"
@@ -95,10 +95,14 @@ class Shipper:
                 if self._carrier.is_settling:
                     time.sleep(PACE_S)
                 else:
-                    self._queue.wait(PACE_S if self._shipments or self._stopping else IDLE_S)
+                    self._queue.wait(self._pace_s())
                 self._step()
         finally:
             self._carrier.close()
+
+    def _pace_s(self) -> float:
+        awaits_stops = self._shipments and self._shared.brake.enforces
+        return PACE_S if awaits_stops or self.waiting or self._stopping else IDLE_S
 
     def _is_done(self) -> bool:
         return self._stopping and not len(self._queue) and not self.waiting
