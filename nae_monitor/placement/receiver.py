@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import zmq
-from filelock import FileLock, Timeout
 
-from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.health import Health
 from nae_monitor.pipeline.circuit import Circuit
+from nae_monitor.placement.bell import Bell
 from nae_monitor.placement.carrier import Captured
+from nae_monitor.placement.endpoint import bound, claim
 from nae_monitor.placement.frame import (
-    MAX_FRAME_BYTES,
     SEQUENCE_MODULUS,
     VERSION,
     Frame,
@@ -31,11 +30,11 @@ from nae_monitor.placement.frame import (
 )
 from nae_monitor.placement.greetings import Hello, Welcome
 from nae_monitor.placement.link import BEATS
-from nae_monitor.placement.private import make_private
 from nae_monitor.placement.reception import Guest
-from nae_monitor.placement_settings import IpcSettings, socket_path
+from nae_monitor.placement_settings import IpcSettings
 
-POLL_MS = 20  # how long an answer may wait for the thread that owns the socket
+POLL_MS = 100  # between looks at who has gone; frames and answers end the wait
+RETRY_MS = 20  # the same while an answer waits for room
 FAREWELL_S = 1.0  # for guests to read the last answers
 LAST_CALL_S = 1.0  # for the frames that had arrived when a worker was told to end
 READ_FRAMES = 256  # in one go
@@ -100,9 +99,13 @@ class Receiver:
         self._taking = threading.Event()
         self._last_call = threading.Event()
         self._door_shut = threading.Event()
-        self._lock = _claim(endpoint)
+        self._lock = claim(endpoint)
         self._context = zmq.Context(1)
-        self._socket = self._bound()
+        self._socket = bound(self._context, endpoint, settings.high_water_frames)
+        self._bell = Bell()
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._bell, zmq.POLLIN)
         self._turns: Turns | None = None
 
     # -- any thread -----------------------------------------------------------------------------
@@ -113,6 +116,7 @@ class Receiver:
             self._health.count("ipc.answers_dropped")
             return
         self._answers.append((guest, kind, header))
+        self._bell.ring()
 
     def guests(self) -> list[Guest]:
         """All serving processes that are here now."""
@@ -121,6 +125,7 @@ class Receiver:
     def take_no_more(self) -> None:
         """Take what has arrived by now, then turn away whoever greets and every further frame."""
         self._last_call.set()
+        self._bell.ring()
         self._door_shut.wait(LAST_CALL_S)
         self._taking.clear()
 
@@ -138,7 +143,7 @@ class Receiver:
         try:
             while not stopping.is_set():
                 beat()
-                self._socket.poll(POLL_MS)
+                self._wait()
                 with self._circuit.guard():
                     self._step()
             with self._circuit.guard():
@@ -149,11 +154,18 @@ class Receiver:
         finally:
             self.close()
 
+    def _wait(self) -> None:
+        """Until a frame or an answer is there, or it is time to look after the guests."""
+        beat_ms = int(1000 * self._settings.liveness_s / BEATS)
+        most_ms = RETRY_MS if self._answers else max(1, min(POLL_MS, beat_ms))
+        self._poller.poll(most_ms)
+        self._bell.hush()
+
     def _see_off(self, addresses: set[bytes]) -> None:
         """Wait until each guest greets anew: then it has read all that was sent before."""
         end_s = self._clock() + FAREWELL_S
         while addresses and self._clock() < end_s:
-            if self._socket.poll(POLL_MS):
+            if self._socket.poll(RETRY_MS):
                 address, *rest = self._socket.recv_multipart(zmq.NOBLOCK)
                 with suppress(FrameError):
                     if rest and unpack(rest[-1]).kind is Kind.HELLO:
@@ -161,6 +173,7 @@ class Receiver:
 
     def close(self) -> None:
         """Free the endpoint."""
+        self._bell.close()
         self._socket.close(500)
         self._context.term()
         if self._lock is not None:
@@ -290,36 +303,3 @@ class Receiver:
         if self._turns is None:
             raise RuntimeError("the receiver is not running")
         return self._turns
-
-    def _bound(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.RCVHWM, self._settings.high_water_frames)
-        socket.setsockopt(zmq.SNDHWM, self._settings.high_water_frames)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        try:
-            socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            self._context.term()
-            raise _in_use(self._endpoint, str(error)) from error
-        return socket
-
-
-def _claim(endpoint: str) -> FileLock | None:
-    """The right to an endpoint's file: ZeroMQ would take it from a worker that lives."""
-    path = socket_path(endpoint)
-    if path is None:
-        return None
-    make_private(path.parent)
-    lock = FileLock(f"{path}.lock", timeout=0, mode=0o600, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise _in_use(endpoint, "another worker listens there") from error
-    return lock
-
-
-def _in_use(endpoint: str, why: str) -> ConfigurationError:
-    mend = "name an endpoint a worker in ipc.endpoints, and start each with its --number"
-    return ConfigurationError([Problem(Mark(f"ipc {endpoint}"), why, mend)])
