@@ -102,8 +102,11 @@ class Tracker:
             return
         live = Live(new.request, new.prompt_tokens, new.stop_token_ids)
         self._live[name] = live
-        self._cached(live, new.computed_tokens)
-        self._listener.request_started(new.request, new.prompt_token_ids)
+        try:
+            self._listener.request_started(new.request, new.prompt_token_ids)
+        finally:
+            # Tokens counted as cached before a request starts are taken for ones nobody knows.
+            self._cached(live, new.computed_tokens)
         live.lost = new.lost
 
     def sampled(self, request_id: str, token_id: int) -> None:

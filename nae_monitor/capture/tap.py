@@ -90,11 +90,12 @@ class Tap:
                 self._open[name] = sequence
             if again is not None:
                 self._sink.call("finished", self._sink.listener.request_finished, name)
-            if cached_tokens:
-                self._health.count("tokens.seen", cached_tokens, request_id=name)
-                self._health.count("tokens.cached", cached_tokens, request_id=name)
             started = self._sink.listener.request_started
             sequence.muted = not self._sink.call("started", started, request, tuple(prompt))
+            if cached_tokens:
+                # Counted before the start they would be taken for tokens that nobody knows.
+                self._health.count("tokens.seen", cached_tokens, request_id=name)
+                self._health.count("tokens.cached", cached_tokens, request_id=name)
         return name
 
     def rows(self, request_id: str, first_position: int, vectors: torch.Tensor) -> None:

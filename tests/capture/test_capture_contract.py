@@ -284,6 +284,21 @@ def test_a_tap_passes_over_positions_that_come_again(
     assert health.coverage("r").seen_tokens == 4
 
 
+def test_a_tap_starts_a_request_before_it_counts_tokens_of_its_prompt_as_cached(
+    by_hand: tuple[Tap, Recorder, Health], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap, recorder, health = by_hand
+    counted: list[int] = []  # were they counted before, the prompt's text would pass for unknown
+
+    def started(*_: object) -> None:
+        counted.append(health.counted("tokens.cached", "r"))
+
+    monkeypatch.setattr(recorder, "request_started", started)
+    tap.start([5, 6, 7, 8], request_id="r", cached_tokens=2)
+    assert counted == [0]
+    assert health.coverage("r").cached_tokens == 2
+
+
 def test_rows_whose_tokens_are_unknown_are_dropped(by_hand: tuple[Tap, Recorder, Health]) -> None:
     tap, recorder, health = by_hand
     name = tap.start([5, 6], request_id="r")

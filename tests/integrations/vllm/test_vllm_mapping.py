@@ -27,7 +27,16 @@ from nae_monitor.integrations.engines.handover import Handover
 from nae_monitor.integrations.engines.tracker import Tracker
 from nae_monitor.integrations.vllm.identity import begun
 from nae_monitor.integrations.vllm.passes import check_runner, read_pass
-from nae_monitor.settings import ActionSettings, CaptureSettings, Settings, TargetSettings
+from nae_monitor.pipeline.requests import Requests
+from nae_monitor.records import Request, Transcript
+from nae_monitor.settings import (
+    ActionSettings,
+    CaptureSettings,
+    PolicySettings,
+    Settings,
+    TargetSettings,
+)
+from nae_monitor.token_text import TokenText
 
 RUNNERS = [FirstRunner, SecondRunner]
 
@@ -189,6 +198,47 @@ def test_a_pass_that_wrote_nothing_is_counted_and_its_old_rows_are_not_told() ->
     assert [row[0] for row in engine.collector.told["a"]] == [0, 1, 2, 4]
     assert engine.health.coverage("a").dropped_tokens == {"not_captured": 1}
     assert engine.health.counters()["blind.no_rows"] == 1
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        return "".join(chr(97 + token_id) for token_id in token_ids)
+
+
+@pytest.mark.parametrize("cached", [0, 2])
+def test_the_text_of_a_prompt_is_known_also_where_a_prefix_cache_held_some_of_it(
+    cached: int,
+) -> None:
+    engine = Engine(FirstRunner)
+    requests = Requests(engine.health, PolicySettings())
+
+    def start(request: Request, prompt_token_ids: tuple[int, ...]) -> None:
+        requests.started(request, prompt_token_ids, TokenText(Letters()))
+
+    engine.collector.request_started = start  # type: ignore[method-assign]
+    engine.tracker.begin(begun(new_request("a", [0, 1, 2], cached), "m"))
+    turn = requests.turn("a")
+    assert turn is not None
+    turn.output_ids.append(3)
+    assert turn.transcript(3) == Transcript("abc", "d")
+    assert engine.health.coverage("a").cached_tokens == cached
+
+
+def test_cached_tokens_of_a_request_whose_start_failed_are_counted_as_cached() -> None:
+    engine = Engine(FirstRunner)
+
+    def fail(request: Request, prompt_token_ids: tuple[int, ...]) -> None:
+        raise RuntimeError("a listener's own fault")
+
+    engine.collector.request_started = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        engine.tracker.begin(begun(new_request("a", [0, 1, 2], 2), "m"))
+    engine.step(Step([Scheduled("a", 2, [2])]))
+    coverage = engine.health.coverage("a")
+    assert (coverage.seen_tokens, coverage.cached_tokens) == (3, 2)
+    assert coverage.dropped_tokens == {"listener_failed": 1}
 
 
 def begin_two(engine: Engine) -> None:
