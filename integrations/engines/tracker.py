@@ -21,6 +21,7 @@ from nae_monitor.settings import CaptureSettings
 class Begun:
     """A request that an engine hands out for the first time."""
 
+    engine_id: str  # as the engine names it; the request's own id may be shorter
     request: Request
     prompt_token_ids: tuple[int, ...]
     prompt_tokens: int
@@ -65,6 +66,8 @@ class _Rows:
 class Tracker:
     """Maps the passes of one engine to rows. For one thread.
 
+    Requests go by the engine's ids here, and by their own towards the listener and the ledgers.
+
     Args:
         listener: is told everything.
         health: counts ``tokens.seen``, ``tokens.excluded``, ``tokens.cached``, ``dropped.*`` a
@@ -85,11 +88,11 @@ class Tracker:
         self._health = health
         self._settings = settings
         self._layer = layer
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, Live] = {}  # by the engine's id
 
     @property
     def live(self) -> Sequence[str]:
-        """Requests under way."""
+        """Requests under way, by the engine's ids."""
         return tuple(self._live)
 
     def begin(self, new: Begun) -> None:
@@ -97,11 +100,10 @@ class Tracker:
 
         A known one comes again after it was preempted, and goes on.
         """
-        name = new.request.request_id
-        if name in self._live:
+        if new.engine_id in self._live:
             return
         live = Live(new.request, new.prompt_tokens, new.stop_token_ids)
-        self._live[name] = live
+        self._live[new.engine_id] = live
         try:
             self._listener.request_started(new.request, new.prompt_token_ids)
         finally:
@@ -127,9 +129,9 @@ class Tracker:
             return
         try:
             if live.lost is None and not live.ended and live.sampled is not None:
-                self._listener.tokens(request_id, (live.sampled,))
+                self._listener.tokens(live.request.request_id, (live.sampled,))
         finally:
-            self._listener.request_finished(request_id)
+            self._listener.request_finished(live.request.request_id)
 
     def complete(self, request_id: str, output_ids: Sequence[int]) -> None:
         """End a request whose whole answer is known; tell what no pass took in.
@@ -146,9 +148,9 @@ class Tracker:
             self._count(live, f"dropped.{live.lost or 'not_captured'}", missing)
         try:
             if live.lost is None and not live.ended and untold:
-                self._listener.tokens(request_id, untold)
+                self._listener.tokens(live.request.request_id, untold)
         finally:
-            self._listener.request_finished(request_id)
+            self._listener.request_finished(live.request.request_id)
 
     def give_up(self, request_id: str, reason: str) -> None:
         """Tell no further row of a request: which pass computed what is not known any more."""

@@ -16,6 +16,7 @@ def begun(request: Any, model: str) -> Begun:
     prompt = tuple(int(token) for token in request.origin_input_ids)
     identity = read_identity(request)
     return Begun(
+        engine_id=request.rid,
         request=request_under(identity, request.rid, request.rid, model),
         prompt_token_ids=prompt,
         prompt_tokens=len(prompt),

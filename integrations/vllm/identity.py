@@ -46,6 +46,7 @@ def begun(new: Any, model: str) -> Begun:
     """What the tracker wants to know of a ``NewRequestData``."""
     params, prompt = new.sampling_params, new.prompt_token_ids
     return Begun(
+        engine_id=new.req_id,
         request=request_of(new.req_id, getattr(params, "extra_args", None), model),
         prompt_token_ids=tuple(prompt or ()),
         prompt_tokens=new.prompt_len,

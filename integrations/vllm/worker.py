@@ -15,6 +15,7 @@ from nae_monitor.integrations.engines import hosts
 from nae_monitor.integrations.engines.buffer import blocks_of
 from nae_monitor.integrations.engines.fit import layer_of, refuse_other_model
 from nae_monitor.integrations.engines.handover import Handover
+from nae_monitor.integrations.engines.identity import bounded
 from nae_monitor.integrations.engines.tracker import Tracker
 from nae_monitor.integrations.vllm.identity import begun
 from nae_monitor.integrations.vllm.passes import check_runner, read_pass
@@ -240,9 +241,10 @@ class WatchedWorker:
         for index, request_id in enumerate(output.req_ids):
             if not len(sampled[index]):
                 continue
-            if host.should_stop(request_id):
+            name = bounded(request_id)
+            if host.should_stop(name):
                 stop = tracker.stop_token(request_id)
-                host.confirm_stop(request_id, ended=stop is not None)
+                host.confirm_stop(name, ended=stop is not None)
                 if stop is not None:
                     # The scheduler ends an answer at this token, on every kind of executor.
                     sampled[index] = [stop]

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sglang_watch import Listener, configuration, watch
 
+from nae_monitor.integrations.engines.identity import bounded
 from nae_monitor.testing import tap_contract
 
 LOOPS = [
@@ -153,6 +154,20 @@ def test_headers_tenant_and_session_reach_the_request(
     engine.run_event_loop()
     request = listener.requests["a"]
     assert (request.tenant, request.session_id, request.group_id) == ("acme", "s1", "a")
+
+
+def test_a_request_of_a_very_long_id_is_told_and_ended_under_a_short_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listener = Listener()
+    double = watch(monkeypatch, configuration(tmp_path), listener)
+    engine, request = double.Scheduler(), sgl.Req("x" * 5000, [1, 2, 3], max_new_tokens=4)
+    engine.add(request)
+    engine.run_event_loop()
+    name = bounded(request.rid)
+    assert len(name) == 256
+    assert (listener.ended, listener.outputs) == ([name], {name: list(request.output_ids)})
+    assert len(listener.told[name]) >= 6
 
 
 @pytest.mark.parametrize(

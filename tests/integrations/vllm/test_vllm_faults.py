@@ -14,6 +14,7 @@ from nae_monitor.errors import ConfigurationError, UnsupportedError
 from nae_monitor.health import Health
 from nae_monitor.integrations.engines import hosts
 from nae_monitor.integrations.engines.buffer import blocks_of
+from nae_monitor.integrations.engines.identity import bounded
 from nae_monitor.integrations.vllm import worker
 from nae_monitor.integrations.vllm.tap import MODES, Mode, Tap
 from nae_monitor.integrations.vllm.unsupported import refuse_unsupported
@@ -268,6 +269,24 @@ def test_an_answer_that_a_rule_stops_ends_with_a_stop_token_where_one_ends_it(
     assert target.sample_tokens(result) is result
     assert result.sampled_token_ids == [[sampled], [8]]
     assert collector.stopped == {"a": bool(stop)}
+
+
+def test_a_request_of_a_very_long_id_is_told_stopped_and_ended_under_a_short_one(
+    started: tuple[Worker, Collector],
+) -> None:
+    target, collector = started
+    engine_id = "x" * 5000
+    name = bounded(engine_id)
+    new = new_request(engine_id, [1, 2], stop=frozenset({EOS}))
+    run(target, Step([Scheduled(engine_id, 0, [1, 2])], [new]))
+    collector.to_stop.add(name)
+    result = SimpleNamespace(req_ids=[engine_id], sampled_token_ids=[[7]])
+    target.sample_tokens(result)
+    run(target, Step(finished={engine_id}))
+    assert result.sampled_token_ids == [[EOS]]
+    assert collector.stopped == {name: True}
+    assert [row[0] for row in collector.told[name]] == [0, 1]
+    assert (collector.outputs, collector.ended) == ({name: [EOS]}, [name])
 
 
 def test_a_shutdown_ends_what_is_under_way(started: tuple[Worker, Collector]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nae_monitor.integrations.engines.identity import read_headers, trace_of
+from nae_monitor.integrations.engines.identity import bounded, read_headers, trace_of
 from nae_monitor.integrations.vllm.http import (
     IdentityMiddleware,
     _identity,
@@ -16,6 +16,8 @@ from nae_monitor.integrations.vllm.http import (
     with_identity,
 )
 from nae_monitor.integrations.vllm.identity import group_of, request_of
+from nae_monitor.placement.frame import Kind, pack, unpack
+from nae_monitor.placement.turns import Begin
 from nae_monitor.records import TraceRef
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -85,6 +87,22 @@ def test_values_are_cut_to_a_bounded_length() -> None:
     request = request_of("r", {"nae_tenant": "x" * 10_000, "nae_session": ["no", "text"]}, "m")
     assert request.tenant == "x" * 256
     assert request.session_id is None
+
+
+@pytest.mark.parametrize("part", ["x", "\ud800", "\u00e9"])
+@pytest.mark.parametrize("length", [1, 256, 5000])
+def test_no_id_that_a_client_chooses_keeps_a_turn_from_its_worker(part: str, length: int) -> None:
+    request = request_of(f"chatcmpl-{part * length}-0123abcd", {"nae_session": part}, "m")
+    begin = Begin(0, request, ())
+    assert Begin.read(unpack(pack(Kind.BEGIN, begin.header(), begin.body()))) == begin
+
+
+def test_long_ids_are_cut_and_stay_different() -> None:
+    ids = [f"{'x' * 5000}{end}" for end in "ab"]
+    assert len({bounded(one) for one in ids}) == 2
+    assert all(len(bounded(one)) == 256 for one in ids)
+    assert bounded(bounded(ids[0])) == bounded(ids[0])
+    assert bounded("x" * 256) == "x" * 256
 
 
 def test_concurrent_http_requests_keep_their_own_headers() -> None:
