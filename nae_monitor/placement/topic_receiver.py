@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -22,6 +22,7 @@ from nae_monitor.placement.contents import read_turn
 from nae_monitor.placement.fields import Fields
 from nae_monitor.placement.frame import Frame, FrameError, Kind, unpack
 from nae_monitor.placement.greetings import Hello
+from nae_monitor.placement.open_turns import OpenTurn, OpenTurns
 from nae_monitor.placement.reception import Guest, Reception
 from nae_monitor.placement.topic import PROCESS_HEADER
 from nae_monitor.placement_settings import ActivationsSettings
@@ -32,16 +33,6 @@ COMMIT_S = 1.0
 STALE_S = 600.0  # a turn of which nothing came for so long has lost its end
 MAX_GUESTS = 4096  # serving processes remembered; the oldest without turns is forgotten first
 RETRY_S = 1.0
-
-
-@dataclass(slots=True)
-class _Open:
-    """A turn that is not worked off, and where it began."""
-
-    partition: TopicPartition
-    offset: int
-    sequence: int  # of the frame that is next
-    heard_s: float
 
 
 class TopicReceiver:
@@ -65,8 +56,7 @@ class TopicReceiver:
         self._health = health
         self._clock = clock
         self._guests: OrderedDict[str, Guest] = OrderedDict()
-        self._lock = threading.Lock()
-        self._open: dict[tuple[str, int], _Open] = {}  # by process and turn
+        self._open = OpenTurns()
         self._next: dict[TopicPartition, int] = {}  # offsets that are read next
         self._committed: dict[TopicPartition, int] = {}
         self._committed_s = 0.0
@@ -77,8 +67,7 @@ class TopicReceiver:
     def answer(self, guest: Guest, kind: Kind, header: dict[str, Any]) -> None:
         """A turn is worked off; there is nobody to tell."""
         if kind is Kind.OUTCOME:
-            with self._lock:
-                self._open.pop((guest.process, header["turn"]), None)
+            self._open.close(header["turn"])
 
     def guests(self) -> list[Guest]:
         """None that could be told anything."""
@@ -146,17 +135,16 @@ class TopicReceiver:
         try:
             guest = self._guest(record)
             frame = unpack(record.value or b"")
-            number = read_turn(frame)
+            name = read_turn(frame)
             if frame.kind is Kind.BEGIN:
-                self._begin(guest, number, frame, partition, record.offset)
-            self._count_frame(guest, number, frame)
-            self._of_turns.take(guest, frame)
+                self._begin(guest, name, frame, partition, record.offset)
+            self._hand_on(guest, self._open.number(guest, name), frame)
             self._health.count("activations.frames_taken")
         except FrameError:
             self._health.count("activations.malformed_frames")
 
     def _begin(
-        self, guest: Guest, number: int, frame: Frame, partition: TopicPartition, offset: int
+        self, guest: Guest, name: int, frame: Frame, partition: TopicPartition, offset: int
     ) -> None:
         hello = Hello.read(
             Frame(Kind.HELLO, 0, Fields(frame.header).object("captured"), memoryview(b""))
@@ -164,21 +152,23 @@ class TopicReceiver:
         if Captured(hello.model, hello.layer, hello.d_model) != self._captured:
             self._health.count("activations.refused")
             raise FrameError("captured from another model, layer or width")
-        if number in guest.turns:  # read again after the group was shared out anew
-            self._of_turns.abandon(guest, number, time.time_ns())
-        with self._lock:
-            self._open[guest.process, number] = _Open(partition, offset, 0, self._clock())
+        again = self._open.number(guest, name)
+        if again in guest.turns:  # read again after the group was shared out anew
+            self._of_turns.abandon(guest, again, time.time_ns())
+        self._open.begin(guest, name, partition, offset, self._clock())
 
-    def _count_frame(self, guest: Guest, number: int, frame: Frame) -> None:
-        with self._lock:
-            turn = self._open.get((guest.process, number))
-            if turn is None:
-                return
-            expected, turn.sequence = turn.sequence, frame.sequence + 1
-            turn.heard_s = self._clock()
-        if frame.sequence != expected:
+    def _hand_on(self, guest: Guest, number: int, frame: Frame) -> None:
+        """Hand on a frame under our number of its turn."""
+        if not self._open.hear(number, frame.sequence, self._clock()):
             self._health.count("activations.frames_missing")
             self._of_turns.torn(guest, number)
+        try:
+            self._of_turns.take(guest, replace(frame, header={**frame.header, "turn": number}))
+        finally:
+            if frame.kind is Kind.BEGIN and number not in guest.turns:
+                # Malformed, or refused: nothing will be told of it, and its offset is not held.
+                guest.refused.pop(number, None)
+                self._open.close(number)
 
     def _guest(self, record: Any) -> Guest:
         values = [value for name, value in record.headers or () if name == PROCESS_HEADER]
@@ -194,36 +184,29 @@ class TopicReceiver:
         return guest
 
     def _end_stale(self, now_s: float) -> None:
-        with self._lock:
-            stale = [name for name, one in self._open.items() if now_s - one.heard_s > STALE_S]
-        self._abandon(stale)
+        self._abandon(self._open.unheard_since(now_s - STALE_S))
 
-    def _abandon(self, names: Iterable[tuple[str, int]]) -> None:
-        for process, number in names:
-            guest = self._guests.get(process)
-            if guest is not None and number in guest.turns:
-                self._of_turns.abandon(guest, number, time.time_ns())
+    def _abandon(self, turns: Iterable[OpenTurn]) -> None:
+        """No more comes of turns; each is open until it is worked off."""
+        for turn in turns:
+            if turn.number in turn.guest.turns:
+                self._of_turns.abandon(turn.guest, turn.number, time.time_ns())
                 self._health.count("activations.abandoned_turns")
 
     def revoked(self, partitions: Iterable[TopicPartition]) -> None:
         """Partitions go to another worker, which reads their open turns from the beginning."""
         gone = set(partitions)
-        with self._lock:
-            names = [name for name, one in self._open.items() if one.partition in gone]
-        self._abandon(names)
-        with self._lock:
-            for name in names:
-                self._open.pop(name, None)
+        turns = self._open.of(gone)
+        self._abandon(turns)
+        for turn in turns:
+            self._open.close(turn.number)
         for partition in gone:
             self._next.pop(partition, None)
             self._committed.pop(partition, None)
 
     def _commit(self, consumer: Any) -> None:
         """Up to the first turn of each partition that is not worked off."""
-        with self._lock:
-            held: dict[TopicPartition, int] = {}
-            for one in self._open.values():
-                held[one.partition] = min(one.offset, held.get(one.partition, one.offset))
+        held = self._open.first_offsets()
         due = {p: min(offset, held.get(p, offset)) for p, offset in self._next.items()}
         due = {p: offset for p, offset in due.items() if offset != self._committed.get(p)}
         if due:
