@@ -28,7 +28,13 @@ from nae_monitor.errors import ConfigurationError
 from nae_monitor.placement.frame import Kind, pack, unpack
 from nae_monitor.placement_settings import ActivationsSettings
 from nae_monitor.records import VerdictState
-from nae_monitor.settings import ActionSettings, CaptureSettings, Settings
+from nae_monitor.settings import (
+    ActionSettings,
+    BudgetSettings,
+    CaptureSettings,
+    ScreenSettings,
+    Settings,
+)
 
 PARTITIONS = 4
 
@@ -246,3 +252,30 @@ def test_orders_to_stop_cannot_travel_over_a_topic(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match="cannot travel back"):
         Server(settings)
+
+
+def test_wishes_for_more_sampling_cannot_travel_over_a_topic(tmp_path: Path) -> None:
+    settings = configuration(
+        tmp_path,
+        capture=CaptureSettings(placement="kafka"),
+        actions=ActionSettings(raise_sampling=True),
+    )
+    with pytest.raises(ConfigurationError, match=r"raise_sampling.* cannot travel back"):
+        Server(settings)
+
+
+@pytest.mark.parametrize(
+    ("placement", "way_out"),
+    [("kafka", "or capture.placement to inline"), ("ipc", "let rules raise the sampling")],
+)
+def test_what_is_to_be_done_without_follow_ups_is_possible_in_that_placement(
+    placement: Any, way_out: str, tmp_path: Path
+) -> None:
+    settings = configuration(
+        tmp_path,
+        capture=CaptureSettings(placement=placement),
+        screen=ScreenSettings(budget=BudgetSettings(neighbours=1)),
+    )
+    with pytest.raises(ConfigurationError, match="inline only") as refused:
+        Server(settings)
+    assert way_out in str(refused.value)
