@@ -10,11 +10,11 @@ from typing import Any
 
 from nae_monitor.alert.ocsf import PACKAGE_VERSION
 from nae_monitor.alert.triage import Triaged
+from nae_monitor.spreadsheet import harmless_cell
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVEL = {"informational": "note", "low": "note", "medium": "warning"}  # else error
 _IN_PROGRESS, _SUPPRESSED = 2, 3  # OCSF status_id
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 CSV_COLUMNS = (
     *("time", "severity", "rule", "title", "request_id", "conversation_id", "tenant", "model"),
     *("first_position", "last_position", "count", "fve", "acked", "label", "note", "id"),
@@ -77,12 +77,8 @@ def csv_text(alerts: Iterable[Triaged]) -> Iterator[str]:
 
 def _csv_line(cells: Iterable[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow([_harmless(cell) for cell in cells])
+    csv.writer(line).writerow([harmless_cell(cell) for cell in cells])
     return line.getvalue()
-
-
-def _harmless(cell: Any) -> Any:
-    return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def facts_of(one: Triaged) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A recording or a replayed run as flat tables for other programs: CSV, JSON lines, Parquet.
 
 Three tables: ``requests`` (one row a turn), ``activations`` (one row a chosen token, without its
-vector) and ``findings``. Lists and maps become JSON text, so that all formats hold the same.
+vector) and ``findings``. Lists and maps become JSON text, so that all formats hold the same; CSV
+quotes text that a spreadsheet would compute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from nae_monitor.recording.findings import finding_to_json
 from nae_monitor.recording.reader import Recording
 from nae_monitor.recording.schema import REQUESTS, VECTOR, activations_schema
+from nae_monitor.spreadsheet import harmless_cell
 
 Format = Literal["csv", "json", "parquet"]
 BATCH_ROWS = 2048
@@ -129,7 +131,7 @@ def _write_csv(path: Path, schema: Any, rows: Iterable[Mapping[str, Any]]) -> in
         writer = csv.DictWriter(file, schema.names)
         writer.writeheader()
         for count, row in enumerate(_cells(rows, schema.names), start=1):  # noqa: B007
-            writer.writerow(row)
+            writer.writerow({name: harmless_cell(cell) for name, cell in row.items()})
     return count
 
 

@@ -23,6 +23,7 @@ CONTRACT = {
     "strict_yaml",
     "models",
     "transcripts",
+    "spreadsheet",
     "version",
 }
 

