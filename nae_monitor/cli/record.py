@@ -61,6 +61,10 @@ def erase(
     A request that fits any of the options goes whole. Broken off, it is finished by the same
     command; until then the recording is refused by readers. A run that was replayed from a
     recording is a copy: name it, too. Backups and copies elsewhere are out of reach.
+
+    Of an orphan, the rows were lost in a crash and findings, stops or alerts are left. It goes with
+    any tenant, or where its id has the named one in it; others stay and are counted as left. The
+    progress of a replay that was broken off always goes.
     """
     from nae_monitor.recording import Doomed, erase_all
 
@@ -76,11 +80,14 @@ def erase(
             "findings": erased.findings,
             "stops": erased.stops,
             "alerts": erased.alerts,
+            "orphans": erased.orphans,
+            "orphans_left": erased.orphans_left,
+            "replays": erased.replays,
         }
         if as_json:
             json_line({"recording": str(erased.directory), "dry_run": dry_run, **counts})
         else:
-            told = ", ".join(f"{count} {name}" for name, count in counts.items())
+            told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
             verb = "would erase" if dry_run else "erased"
             output().print(f"{erased.directory}: {verb} {told}", soft_wrap=True)
 

@@ -15,7 +15,8 @@ encrypted (encryption.py), the manifest, the seals and a run's ``alerts.jsonl`` 
 hold counts, hashes and ids, and no text.
 """
 
-from nae_monitor.recording.erasure import Doomed, Erased, erase, erase_all
+from nae_monitor.recording.doomed import Doomed, Erased
+from nae_monitor.recording.erasure import erase, erase_all
 from nae_monitor.recording.export import export
 from nae_monitor.recording.findings import (
     canonical_line,

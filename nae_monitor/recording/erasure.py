@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nae_monitor.errors import RecordingError
+from nae_monitor.recording.doomed import Doomed, Erased
 from nae_monitor.recording.findings import canonical_line
 from nae_monitor.recording.parts import SealedTable
 from nae_monitor.recording.reader import Recording
@@ -36,38 +37,12 @@ from nae_monitor.recording.sealing import (
     read_bytes,
     read_lines,
     seal_line,
+    sync_directory,
 )
 
 ALERTS = "alerts.jsonl"  # of a replayed run
 _LINES = (FINDINGS, STOPS, ALERTS)
 _KEYS = ["request_id", "group_id", "tenant", "started_unix_ns"]
-
-
-@dataclass(frozen=True, slots=True)
-class Doomed:
-    """Which requests are to go; one that fits any of these goes with all of its turns."""
-
-    requests: Collection[str] = ()  # ids of requests or of their groups
-    tenants: Collection[str] = ()
-    begun_before_unix_ns: int | None = None  # counts by the latest turn; an unknown time stays
-
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row's request is named; times are for :func:`_ids` to compare."""
-        named = row["request_id"] in self.requests or row["group_id"] in self.requests
-        return named or row["tenant"] in self.tenants
-
-
-@dataclass(frozen=True, slots=True)
-class Erased:
-    """What was taken out of one recording, or would be."""
-
-    directory: Path
-    requests: int
-    activations: int = 0
-    records: int = 0  # turns of requests
-    findings: int = 0
-    stops: int = 0
-    alerts: int = 0
 
 
 def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Erased:
@@ -77,21 +52,20 @@ def erase(directory: Path | str, doomed: Doomed, *, dry_run: bool = False) -> Er
 
     Raises:
         RecordingError: it is being written, or is damaged; then nothing was changed.
+            Of a directory that holds only the progress of a replay: the replay is running.
         OSError: the disk refuses; then nothing was changed, or the next call finishes.
     """
     place = Path(directory)
+    if not (place / MANIFEST).exists() and (place / RESUME).exists():
+        return Erased(place, 0, replays=_end_replay(place, dry_run=dry_run))
     with _alone(place):
         if not dry_run:
             finish_erasure(place)
-            # It may hold what is to go, and could not go on with what is left anyway.
-            if (place / RESUME).exists():
-                shutil.rmtree(place / RESUME)
+        # It may hold what is to go, and could not go on with what is left anyway.
+        replays = _end_replay(place, dry_run=dry_run)
         recording = Recording.open(place)
-        ids = _ids(recording, doomed)
-        if not ids and not recording.unfinished:
-            return Erased(place, 0)
-        change, erased = _change(recording, ids)
-        if not dry_run:
+        change, erased = _change(recording, _found(recording, doomed), replays)
+        if not dry_run and (change.put or change.gone):
             commit(place, change)
     return erased
 
@@ -107,8 +81,12 @@ def erase_all(
     """
     for given in paths:
         path = Path(given)
-        inner = sorted(one.parent for one in path.glob(f"*/{MANIFEST}"))
-        for place in [path] if (path / MANIFEST).exists() or not inner else inner:
+        # What a replay that was broken off early left has no manifest yet, and decodes already.
+        inner = sorted(
+            {one.parent for name in (MANIFEST, RESUME) for one in path.glob(f"*/{name}")}
+        )
+        single = (path / MANIFEST).exists() or (path / RESUME).exists() or not inner
+        for place in [path] if single else inner:
             yield erase(place, doomed, dry_run=dry_run)
 
 
@@ -127,8 +105,33 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _ids(recording: Recording, doomed: Doomed) -> set[str]:
-    """The ids of the requests that go."""
+def _end_replay(directory: Path, *, dry_run: bool) -> int:
+    """Remove the progress of a replay that was broken off; how many there are, 0 or 1."""
+    progress = directory / RESUME
+    if dry_run or not progress.exists():
+        return int(progress.exists())
+    descriptor = os.open(progress / "lock", os.O_RDWR | os.O_CREAT, 0o640)  # as a replay holds it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(progress)
+        sync_directory(directory)
+    except BlockingIOError:
+        raise RecordingError(
+            f"{directory}: a replay is writing it; erase once it is done"
+        ) from None
+    finally:
+        os.close(descriptor)
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    ids: Collection[str]  # of the requests that go
+    orphans: int  # of them
+    orphans_left: int
+
+
+def _found(recording: Recording, doomed: Doomed) -> _Found:
     found: set[str] = set()
     latest: dict[str, int] = {}
     for part in _parts(recording):
@@ -139,12 +142,13 @@ def _ids(recording: Recording, doomed: Doomed) -> set[str]:
                 found.add(name)
     if (limit := doomed.begun_before_unix_ns) is not None:
         found |= {name for name, began in latest.items() if 0 < began < limit}
-    # After a crash, what was found in a request may be all that is left of it; whose it was is
-    # not known then.
+    # After a crash, what was found in a request may be all that is left of it; neither its group
+    # nor its tenant is known then.
     orphans = {
         _request_id(line, where) for name in _LINES for line, where in _read(recording, name)
     } - latest.keys()
-    return found | (orphans if doomed.tenants else orphans & set(doomed.requests))
+    going = {name for name in orphans if doomed.may_name(name)}
+    return _Found(found | going, len(going), len(orphans - going))
 
 
 def _parts(recording: Recording) -> list[SealedTable]:
@@ -152,8 +156,9 @@ def _parts(recording: Recording) -> list[SealedTable]:
     return [part for part in parts if isinstance(part, SealedTable)]
 
 
-def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
-    directory, change = recording.path, Change()
+def _change(recording: Recording, found: _Found, replays: int) -> tuple[Change, Erased]:
+    """What is to be done, nothing where no byte has to go; and what that takes out."""
+    directory, change, ids = recording.path, Change(), found.ids
     seals: list[Seal | Totals] = []
     rows = {"activations": 0, "requests": 0}
     kept = {"activations": 0, "requests": 0}
@@ -173,7 +178,12 @@ def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
         lines[FINDINGS],
         lines[STOPS],
         lines[ALERTS],
+        found.orphans,
+        found.orphans_left,
+        replays,
     )
+    if not (change.put or change.gone):
+        return change, erased
     totals = recording.totals
     if totals is not None:
         seals.append(_totals(totals, directory, change, kept))
@@ -183,7 +193,7 @@ def _change(recording: Recording, ids: set[str]) -> tuple[Change, Erased]:
     return change, erased
 
 
-def _rewritten(part: SealedTable, ids: set[str], change: Change) -> tuple[Seal | None, int]:
+def _rewritten(part: SealedTable, ids: Collection[str], change: Change) -> tuple[Seal | None, int]:
     """A file's seal once the rows of ``ids`` are out of it, None if none is left; rows removed."""
     names = part.table(["request_id"]).column("request_id").to_pylist()
     stay = [row for row, name in enumerate(names) if name not in ids]
@@ -200,15 +210,20 @@ def _rewritten(part: SealedTable, ids: set[str], change: Change) -> tuple[Seal |
     return seal, len(names) - len(stay)
 
 
-def _without(recording: Recording, name: str, ids: set[str], change: Change) -> int:
-    """Take the lines of ``ids`` out of a file; returns how many there are."""
+def _without(recording: Recording, name: str, ids: Collection[str], change: Change) -> int:
+    """Take the lines of ``ids`` out of a file, and one without an end; returns how many."""
     lines = list(_read(recording, name))
     stay = [line for line, where in lines if _request_id(line, where) not in ids]
-    if len(stay) < len(lines):
+    if len(stay) < len(lines) or _is_torn(recording.path / name):
         if name != ALERTS:
             stay = [recording.cipher.line(name, n, line) for n, line in enumerate(stay)]
         change.put[name] = "".join(f"{line}\n" for line in stay).encode("utf-8")
     return len(lines) - len(stay)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line was not written whole: nobody can tell whose it is."""
+    return path.exists() and read_lines(path)[1]
 
 
 def _read(recording: Recording, name: str) -> Iterator[tuple[str, str]]:

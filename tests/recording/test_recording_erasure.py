@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 
 from nae_monitor.errors import RecordingError
 from nae_monitor.recording import (
@@ -20,6 +21,7 @@ from nae_monitor.recording import (
     RecordingWriter,
     RequestRecord,
     erase,
+    erase_all,
     redo,
 )
 from nae_monitor.records import (
@@ -185,17 +187,90 @@ def test_a_crashed_recording_loses_what_cannot_be_told_whose_it_was(tmp_path: Pa
     (path / "activations-00099.parquet.open").write_bytes(b"secret of somebody")
     line = json.loads((path / "findings.jsonl").read_text().splitlines()[0])
     with (path / "findings.jsonl").open("a") as file:
-        file.write(json.dumps({**line, "request_id": "orphan"}) + "\n")
+        file.write(json.dumps({**line, "request_id": "waif-1"}) + "\n")
     erase(path, Doomed(requests=["request-3"]))
-    assert b"orphan" in everything(path)
+    assert b"waif-1" in everything(path)
     assert b"somebody" not in everything(path)
     erase(path, Doomed(tenants=["acme"]))
     data = everything(path)
-    assert b"orphan" not in data
+    assert b"waif-1" not in data
     assert b"request-2" not in data
     recording = Recording.open(path)
     assert not recording.complete
     assert {one.request.request_id for one in recording.requests()} <= {"request-1", "request-5"}
+
+
+def crashed(path: Path, *lost: str) -> Path:
+    """A recording that was never closed, with a finding in each of ``lost`` and no row of them."""
+    writer = RecordingWriter(path, manifest={}, d_model=D_MODEL, content="full")
+    for name in lost:
+        names = ("id", "rule", "1", f"Secret of {name}", Severity.LOW)
+        writer.write_findings([Finding(name, 1, *names, FindingState.MATCH)])
+    writer.abandon()
+    return path
+
+
+OF_GROUP_G7 = ("g7", "g7/2", "g7/2#1", "g7#0", "chatcmpl-g7-0a1b2c3d", "1_cmpl-g7-0-0a1b2c3d")
+
+
+def test_orphans_of_a_named_group_go_and_those_left_are_counted(tmp_path: Path) -> None:
+    path = crashed(tmp_path / "run", *OF_GROUP_G7, "g77", "xg7", "chatcmpl-g8-0a1b2c3d")
+    doomed = Doomed(requests=["g7"])
+    told = erase(path, doomed, dry_run=True)
+    assert (told.requests, told.findings, told.orphans, told.orphans_left) == (6, 6, 6, 3)
+    assert erase(path, doomed) == told
+    left = {one.request_id for one in Recording.open(path).findings()}
+    assert left == {"g77", "xg7", "chatcmpl-g8-0a1b2c3d"}
+    assert b"Secret of g7/2" not in everything(path)
+    assert erase(path, Doomed(requests=["."])).requests == 0  # a name is no pattern
+
+
+@pytest.mark.parametrize("name", ["findings.jsonl", "stops.jsonl", "alerts.jsonl"])
+def test_a_line_that_was_not_written_whole_goes_where_nothing_else_does(
+    tmp_path: Path, name: str
+) -> None:
+    path = crashed(tmp_path / "run", "r1")
+    with (path / name).open("a") as file:
+        file.write('{"request_id":"r2","title":"torn sec')
+    before = list(Recording.open(path).findings())
+    doomed = Doomed(requests=["r2"])
+    erase(path, doomed, dry_run=True)
+    assert b"torn sec" in everything(path)
+    erase(path, doomed)
+    assert b"torn sec" not in everything(path)
+    assert list(Recording.open(path).findings()) == before
+
+
+def broken_off_replay(path: Path) -> Path:
+    """As it is before the run has a manifest."""
+    (path / ".resume").mkdir(parents=True)
+    (path / ".resume" / "plan.json").write_text("{}")
+    (path / ".resume" / "judged.jsonl").write_text("secret of request-3")
+    return path
+
+
+@pytest.mark.parametrize("given", [".", "replay"])
+def test_a_replay_broken_off_before_its_manifest_is_no_way_around_an_erasure(
+    tmp_path: Path, given: str
+) -> None:
+    write(tmp_path / "run")
+    replay = broken_off_replay(tmp_path / "replay")
+    doomed = Doomed(requests=["request-3"])
+    told = list(erase_all([tmp_path / given], doomed, dry_run=True))
+    assert b"request-3" in everything(replay)
+    assert list(erase_all([tmp_path / given], doomed)) == told
+    assert {one.directory.name: one.replays for one in told}["replay"] == 1
+    assert b"request-3" not in everything(replay)
+
+
+def test_a_replay_that_is_running_keeps_its_progress(tmp_path: Path) -> None:
+    replay = broken_off_replay(tmp_path / "replay")
+    with (
+        FileLock(replay / ".resume" / "lock"),
+        pytest.raises(RecordingError, match="a replay is writing it"),
+    ):
+        erase(replay, Doomed(requests=["request-3"]))
+    assert b"request-3" in everything(replay)
 
 
 class PowerGoneError(Exception):

