@@ -6,8 +6,9 @@ import heapq
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeGuard
 
 from nae_monitor.recording import Recording, RequestRecord, latest_stops
@@ -78,7 +79,7 @@ class RunData:
 
     recording: Recording
     conversations: list[Conversation]  # most severe first
-    omitted: int  # conversations beyond MAX_TOKENS
+    omitted: int  # conversations beyond MAX_TOKENS, finished or not
     findings: list[Finding]
     verdicts: Counter[str]
     coverage: Counter[str]
@@ -127,6 +128,31 @@ def gather(recording: Recording, max_tokens: int = MAX_TOKENS) -> RunData:
         if conversation.record is None:
             run.verdicts["unfinished"] += 1
     return run
+
+
+class _Unfinished:
+    """As many rows of requests without a record as fit, those of the most severe ones."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._rows: dict[tuple[int, bool], list[Mapping[str, Any]]] = defaultdict(list)
+        self.names: set[str] = set()  # of all, whether or not they fit
+
+    def add(self, row: Mapping[str, Any], findings: Sequence[Finding]) -> None:
+        """Take a row; the last one of the least severe goes where there is no room for it."""
+        self.names.add(row["request_id"])
+        self._rows[_rank(worst_match(findings)), bool(findings)].append(row)
+        self._room -= 1
+        if self._room < 0:
+            least = min(self._rows)
+            self._rows[least].pop()
+            self._room += 1
+            if not self._rows[least]:
+                del self._rows[least]
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Those that fit."""
+        return chain.from_iterable(self._rows.values())
 
 
 def _choose(
@@ -179,20 +205,29 @@ def _add_rows(
     by_request: Mapping[str, list[Finding]],
     room: int,
 ) -> None:
-    """Give conversations their rows; ``room`` rows of requests that never finished fit."""
+    """Give conversations their rows; ``room`` rows of requests that never finished fit.
+
+    Requests of which none fits are counted as unfinished and as omitted.
+    """
     finished = {name for part in run.recording.request_parts for name in _ids(part)}
     hits = {(f.request_id, f.position) for f in run.findings if f.state is FindingState.MATCH}
+    unfinished = _Unfinished(room)
     for row in run.recording.activation_columns(_ROW_COLUMNS):
         _count_row(run, row, hits)
         if run.recording.text_withheld:  # what the columns hold then are hashes, of no use here
             row = {**row, "token": None, "explanation": None}
         name = row["request_id"]
-        if name not in finished and room > 0:
-            room -= 1
-            shown.setdefault(name, Conversation(name, None, list(by_request.get(name, ()))))
+        if name not in finished:
+            unfinished.add(row, by_request.get(name, ()))
+        elif name in shown:
             shown[name].rows.append(row)
-        elif name in finished and name in shown:
-            shown[name].rows.append(row)
+    for kept in unfinished.rows():
+        name = kept["request_id"]
+        shown.setdefault(name, Conversation(name, None, list(by_request.get(name, ()))))
+        shown[name].rows.append(kept)
+    left_out = len(unfinished.names - shown.keys())
+    run.omitted += left_out
+    run.verdicts["unfinished"] += left_out
 
 
 def _count_row(run: RunData, row: Mapping[str, Any], hits: Set[tuple[str, int]]) -> None:

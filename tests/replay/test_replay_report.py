@@ -154,6 +154,29 @@ def test_alerting_conversations_are_kept_when_not_all_fit(tmp_path: Path) -> Non
     assert f"{24 - len(shown)} further conversations" in page.text
 
 
+def test_unfinished_requests_that_do_not_fit_are_counted_and_severe_ones_shown(
+    tmp_path: Path,
+) -> None:
+    matched = {"quiet-9": Severity.LOW, "late": Severity.CRITICAL, "later": Severity.MEDIUM}
+    names = [f"quiet-{n}" for n in range(10)] + ["late", "later"]
+    with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
+        for name in names:
+            row = Activation(
+                Request(name, name, "m"), 0, 1, "t", Phase.PROMPT, 1, torch.ones(1),
+                SampleReason.RANDOM,
+            )  # fmt: skip
+            writer.write_activation(row, None, "expired")
+        for name, severity in matched.items():
+            state = FindingState.MATCH
+            writer.write_findings([Finding(name, 0, "1", "r", "1", "Title", severity, state)])
+    page = report(tmp_path / "run", max_tokens=2)
+    shown = [one["id"] for one in json.loads(page.data)["conversations"]]
+    assert shown == ["late", "later"]
+    text = " ".join(page.text.split())
+    assert "10 further conversations" in text
+    assert "unfinished 12" in text
+
+
 def test_a_report_that_cannot_be_written_or_read_is_one_clear_error(tmp_path: Path) -> None:
     write_demo_run(tmp_path / "run", conversations=1)
     with pytest.raises(ConfigurationError, match=r"no/such/report\.html: cannot be written"):
