@@ -20,7 +20,7 @@ from nae_monitor.cli.terminal import (
     quiet_libraries,
 )
 from nae_monitor.errors import ConfigurationError, Mark, Problem
-from nae_monitor.settings import RecordSettings, Settings
+from nae_monitor.settings import Settings
 
 if TYPE_CHECKING:
     from nae_monitor.models import Target
@@ -82,7 +82,7 @@ def record_prompts(
         place = Mark(f"capture.placement {settings.capture.placement}")
         mend = "set record.dir for the workers and use generate, or set the placement to inline"
         raise ConfigurationError([Problem(place, "workers write the recordings", mend)])
-    settings = replace(settings, record=RecordSettings(str(out), settings.record.keep))
+    settings = replace(settings, record=replace(settings.record, dir=str(out)))
     where = _run(settings, read_prompts(prompts), Limits(max_new_tokens, wait_s), as_json)
     if where is not None and as_json:
         json_line({"recording": str(where)})

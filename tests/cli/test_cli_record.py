@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from nae_monitor.errors import ConfigurationError
 from nae_monitor.recording import Recording
+from nae_monitor.recording.encryption import KEY_BYTES, KEY_VARIABLE
 
 Cli = Callable[..., Any]
 
@@ -61,6 +63,46 @@ def test_what_is_no_recording_is_bad_data(cli: Cli, tmp_path: Path) -> None:
     done = cli("record", "erase", tmp_path, "--tenant", "acme")
     assert done.code == 3
     assert "only recordings can be erased from" in done.err
+
+
+def test_what_the_configuration_encrypts_is_recorded_encrypted(
+    cli: Cli,
+    config: Callable[..., str],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "5a" * KEY_BYTES)
+    path = config(record={"encrypt": True})
+    done = cli(
+        "record", "-c", path, "-p", prompts, "-o", tmp_path / "rec", "--json",
+        "--max-new-tokens", "6",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    where = Path(done.objects[-1]["recording"])
+    opened = Recording.open(where)
+    assert opened.encrypted
+    request_ids = [one.request.request_id for one in opened.requests()]
+    assert len(request_ids) == 2
+    sensitive = [*request_ids, "dogs", "harmful", "Anything at all", "PAR1"]
+    for file in where.iterdir():
+        data = file.read_bytes()
+        assert not any(text.encode() in data for text in sensitive), file.name
+
+
+def test_a_recording_that_cannot_be_encrypted_is_not_begun(
+    cli: Cli,
+    config: Callable[..., str],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    path = config(record={"encrypt": True})
+    done = cli("record", "-c", path, "-p", prompts, "-o", tmp_path / "rec")
+    assert done.code == ConfigurationError.exit_code
+    assert (done.out, "there is no key" in done.err) == ("", True)
+    assert not (tmp_path / "rec").exists()
 
 
 def test_recording_needs_a_directory(cli: Cli) -> None:
