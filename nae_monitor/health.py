@@ -54,6 +54,15 @@ class Health:
             for request_id, amount in amounts.items():
                 self._ledger(request_id)[name] += amount
 
+    def add_to_ledger(self, request_id: str, amounts: Mapping[str, int]) -> None:
+        """Add what another process counted of a request, by counter, to its ledger alone.
+
+        The overall counters stay: both processes export theirs, and a sum over them would hold
+        every token twice.
+        """
+        with self._lock:
+            self._ledger(request_id).update(amounts)
+
     def counted(self, name: str, request_id: str) -> int:
         """One entry of a request's ledger; 0 also where the ledger was forgotten."""
         with self._lock:

@@ -118,3 +118,12 @@ def test_counters_are_a_copy() -> None:
     before = health.counters()
     health.count("a")
     assert before == {"a": 1}
+
+
+def test_what_another_process_counted_is_in_the_requests_ledger_alone() -> None:
+    health = Health()
+    health.count("tokens.seen", 3, request_id="r1")
+    health.add_to_ledger("r1", {"tokens.seen": 2, "dropped.late": 1})
+    coverage = health.coverage("r1")
+    assert (coverage.seen_tokens, dict(coverage.dropped_tokens)) == (5, {"late": 1})
+    assert health.counters() == {"tokens.seen": 3}

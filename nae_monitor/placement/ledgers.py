@@ -29,13 +29,13 @@ class Ledgers:
         self._taken.pop(request_id, None)
 
     def take(self, request_id: str, source: str, ledger: Ledger) -> None:
-        """Add the part of ``source``, from the request's beginning on, to this process's ledger."""
+        """Add the part of ``source``, from the request's beginning on, to the request's ledger."""
         sources = self._taken.setdefault(request_id, {})
         self._taken.move_to_end(request_id)
         while len(self._taken) > LIMIT:
             self._taken.popitem(last=False)
         before = sources.get(source, Counter())
         sources[source] = Counter(ledger)
-        for name, amount in ledger.items():
-            if amount > before[name]:
-                self._health.count(name, amount - before[name], request_id=request_id)
+        more = {name: n - before[name] for name, n in ledger.items() if n > before[name]}
+        if more:
+            self._health.add_to_ledger(request_id, more)

@@ -118,7 +118,7 @@ def test_a_worker_that_ends_in_order_answers_what_it_has(tmp_path: Path) -> None
             one.start(f"r{number}")
             one.rows(f"r{number}", (0, 1))
             one.finish(f"r{number}")
-        wait_until(lambda: one.counter("tokens.judged"))
+        wait_until(lambda: any(one.health.counted("tokens.judged", f"r{n}") for n in range(3)))
         worker.end()
         assert {one.verdict(f"r{n}").state for n in range(3)} == {VerdictState.CLEAN}
 

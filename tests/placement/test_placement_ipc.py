@@ -32,6 +32,21 @@ def test_a_request_without_hits_is_clean_by_the_counts_of_both_processes(tmp_pat
         assert worker.end()["tokens.judged"] == 3
 
 
+def test_a_token_is_counted_by_the_process_that_did_the_work_and_by_no_other(
+    tmp_path: Path,
+) -> None:
+    settings = configuration(tmp_path)
+    with worker_process(settings) as worker, server(settings) as one:
+        coverage = one.one("r1").coverage
+        assert (coverage.seen_tokens, coverage.decoded_tokens, coverage.judged_tokens) == (3, 3, 3)
+        assert one.outpost.close(30.0)
+        serving, working = one.health.counters(), worker.end()
+    counted = {n for n in {*serving, *working} if n.startswith(("tokens.", "dropped."))}
+    assert {"tokens.seen", "tokens.decoded", "tokens.judged"} <= counted
+    assert {n for n in counted if serving.get(n) and working.get(n)} == set()
+    assert serving["tokens.seen"] == working["tokens.judged"] == 3
+
+
 def test_findings_of_the_worker_come_back_and_its_alert_goes_out(tmp_path: Path) -> None:
     settings = configuration(tmp_path)
     with worker_process(settings) as worker, server(settings) as one:
