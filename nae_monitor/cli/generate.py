@@ -62,10 +62,14 @@ def generate(
 ) -> None:
     """Answer prompts under the monitor; print each reply and its verdict.
 
-    Alerts go where the configuration says. Ctrl-C keeps what was accepted.
+    Alerts go where the configuration says. Ctrl-C keeps what was accepted. Exits with 1 where
+    something was left undone: a request not worked off, an alert not delivered.
     """
     settings = settings_from(config)
-    _run(settings, read_prompts(prompts), Limits(max_new_tokens, wait_s), as_json)
+    limits = Limits(max_new_tokens, wait_s)
+    _, all_done = _run(settings, read_prompts(prompts), limits, as_json)
+    if not all_done:
+        raise typer.Exit(1)
 
 
 def record_prompts(
@@ -83,15 +87,20 @@ def record_prompts(
         mend = "set record.dir for the workers and use generate, or set the placement to inline"
         raise ConfigurationError([Problem(place, "workers write the recordings", mend)])
     settings = replace(settings, record=replace(settings.record, dir=str(out)))
-    where = _run(settings, read_prompts(prompts), Limits(max_new_tokens, wait_s), as_json)
+    limits = Limits(max_new_tokens, wait_s)
+    where, all_done = _run(settings, read_prompts(prompts), limits, as_json)
     if where is not None and as_json:
         json_line({"recording": str(where)})
     elif where is not None:
         output().print(f"recording: {where}", soft_wrap=True)
+    if not all_done:
+        raise typer.Exit(1)
 
 
-def _run(settings: Settings, prompts: list[Prompt], limits: Limits, as_json: bool) -> Path | None:
-    """Generate over all prompts; returns where the recording is, if there is one."""
+def _run(
+    settings: Settings, prompts: list[Prompt], limits: Limits, as_json: bool
+) -> tuple[Path | None, bool]:
+    """Generate over all prompts; where the recording is, if any, and whether all was worked off."""
     from nae_monitor.monitor import Monitor
 
     quiet_libraries()
@@ -107,9 +116,10 @@ def _run(settings: Settings, prompts: list[Prompt], limits: Limits, as_json: boo
         error_line(f"stopped after {done} of {len(prompts)} prompts; keeping what was captured", "")
         raise
     finally:
-        if not monitor.close():
+        all_done = monitor.close()
+        if not all_done:
             error_line("not everything was worked off or delivered in time", "warning: ")
-    return monitor.recording
+    return monitor.recording, all_done
 
 
 def _load(settings: Settings) -> Target:

@@ -65,6 +65,31 @@ def test_a_dead_decode_server_makes_undecided_never_clean(
     assert done.objects[0]["verdict"]["coverage_tokens"]["dropped"]["engine"] > 0
 
 
+@pytest.mark.parametrize("command", ["generate", "record"])
+def test_an_alert_that_is_not_delivered_is_exit_1_behind_the_whole_output(
+    command: str,
+    cli: Cli,
+    config: Config,
+    prompts: Path,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from nae_monitor.monitor import Monitor
+
+    real = Monitor.close
+    monkeypatch.setattr(Monitor, "close", lambda self: real(self, deadline_s=1.0))
+    nobody = {"url": "http://127.0.0.1:9/", "secret_env": None, "outbox": str(tmp_path / "o.db")}
+    settings["alert"]["sinks"] = [{"webhook": nobody}]
+    where = ["-o", str(tmp_path / "rec")] if command == "record" else []
+    done = cli(command, "-c", config(), "-p", prompts, "--json", *where, *SHORT)
+    assert done.code == 1
+    assert "not everything was worked off or delivered in time" in done.err
+    assert "Traceback" not in done.err
+    assert [set(one) for one in done.objects[2:]] == [{"recording"}] * (command == "record")
+    assert all(one["verdict"] for one in done.objects[:2])
+
+
 def test_a_recording_is_written_and_named(recording: Path) -> None:
     opened = Recording.open(recording)
     assert opened.complete
