@@ -215,10 +215,18 @@ def unfit_actions(settings: Settings) -> list[Problem]:
         message = "orders to stop cannot travel back over kafka"
         mend = "set it to shadow, or capture.placement to ipc or inline"
         found.append(Problem(Mark("actions.stop_generation"), message, mend))
+    if placement == "kafka" and actions.raise_sampling:
+        message = "what rules ask of the screen cannot travel back over kafka"
+        mend = "set it to false, or capture.placement to ipc or inline"
+        found.append(Problem(Mark("actions.raise_sampling"), message, mend))
     budget = settings.screen.budget
     if placement != "inline" and (budget.neighbours or budget.resamples):
         message = "what follows a hit is bought where decoding is inline only"
-        mend = "set neighbours and resamples to 0, and let rules raise the sampling instead"
+        instead = {
+            "ipc": "and let rules raise the sampling instead",
+            "kafka": "or capture.placement to inline",
+        }
+        mend = f"set neighbours and resamples to 0, {instead[placement]}"
         found.append(Problem(Mark("screen.budget"), message, mend))
     return found
 
