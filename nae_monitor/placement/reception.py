@@ -114,6 +114,8 @@ class Reception:
             return
         with self._lock:
             turn = self._intake.begin(request, begin.prompt_ids, self._text)
+            if begin.prompt_left_out:
+                turn.text_known = False
             guest.turns[number] = turn
             self._owners[turn] = (guest, number)
             self._live[request.request_id] = self._live.get(request.request_id, 0) + 1

@@ -156,7 +156,12 @@ class Topic:
                 self._frames.popitem(last=False)
         sequence = self._frames.get(turn, 0)
         data = pack(kind, header, body, sequence=sequence)
-        if len(data) > self._settings.max_message_bytes:
+        limit_bytes = self._settings.max_message_bytes
+        if kind is Kind.BEGIN and len(data) > limit_bytes:
+            # A very long prompt must not keep its rows from being judged; its text is unknown then.
+            data = pack(kind, {**header, "prompt_left_out": True}, sequence=sequence)
+            self._health.count("activations.prompts_left_out")
+        if len(data) > limit_bytes:
             raise FrameError("longer than activations.max_message_bytes")
         if not self._hand_over(key.encode("utf-8", "replace"), data):
             return False

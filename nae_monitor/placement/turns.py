@@ -37,11 +37,15 @@ _NUMPY: Mapping[str, Any] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A turn begins; the body holds its prompt's token ids."""
+    """A turn begins; the body holds its prompt's token ids.
+
+    ``prompt_left_out``: it does not, as they are more than a message may hold.
+    """
 
     turn: int
     request: Request
     prompt_ids: tuple[int, ...]
+    prompt_left_out: bool = False
 
     def header(self) -> dict[str, Any]:
         """As JSON."""
@@ -60,6 +64,7 @@ class Begin:
             "started_unix_ns": one.started_unix_ns,
             "attributes": dict(one.attributes),
             "prompt_tokens": len(self.prompt_ids),
+            "prompt_left_out": self.prompt_left_out,
         }
 
     def body(self) -> bytes:
@@ -83,9 +88,10 @@ class Begin:
             attributes={name: inner.text(name) for name in attributes},
         )
         amount = fields.integer("prompt_tokens")
-        prompt_ids, rest = ids_from_bytes(frame.body, amount)
+        left_out = fields.has("prompt_left_out") and fields.flag("prompt_left_out")
+        prompt_ids, rest = ids_from_bytes(frame.body, 0 if left_out else amount)
         nothing_left(rest)
-        return cls(fields.integer("turn"), request, prompt_ids)
+        return cls(fields.integer("turn"), request, prompt_ids, left_out)
 
 
 @dataclass(frozen=True, slots=True)

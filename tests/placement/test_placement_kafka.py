@@ -27,7 +27,7 @@ from nae_monitor.alert.kafka_producer import API_VERSION
 from nae_monitor.errors import ConfigurationError
 from nae_monitor.placement.frame import Kind, pack, unpack
 from nae_monitor.placement_settings import ActivationsSettings
-from nae_monitor.records import VerdictState
+from nae_monitor.records import Phase, VerdictState
 from nae_monitor.settings import (
     ActionSettings,
     BudgetSettings,
@@ -177,6 +177,30 @@ def test_what_a_busy_worker_has_no_room_for_waits_on_the_topic(
         counted = worker.end()
     assert counted["tokens.judged"] == 800
     assert "dropped.queue_full" not in counted
+
+
+def test_a_prompt_too_long_for_a_message_is_left_out_and_its_rows_are_judged(
+    broker: Broker, tmp_path: Path
+) -> None:
+    settings = over(broker, tmp_path, partitions=1)
+    settings = replace(
+        settings, activations=replace(settings.activations, max_message_bytes=65_536)
+    )
+    with worker_process(settings) as worker, server(settings) as one:
+        one.start("r1", prompt_tokens=20_000)
+        one.rows("r1", (0,), coordinate=0)
+        one.rows("r1", (1,), coordinate=1)
+        one.listener.tokens("r1", (1,))
+        one.rows("r1", (20_000,), coordinate=1, phase=Phase.COMPLETION)
+        one.finish("r1")
+        wait_until(lambda: titles(tmp_path))
+        assert one.outpost.close(30.0)
+        assert one.counter("activations.prompts_left_out") == 1
+        assert one.counter("dropped.internal") == 0
+        counted = worker.end()
+    assert counted["tokens.judged"] == 3
+    # What reads the output says nothing of it, where "b" was said: where it stands is not known.
+    assert "The output was read beside the explanation" not in titles(tmp_path)
 
 
 def test_without_a_broker_a_start_is_refused_or_serves_blind(tmp_path: Path) -> None:
