@@ -23,6 +23,14 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "screen.": ("nae.screen", "nae.event", "Rows that waited for a budget and what came of them"),
     "ipc.": ("nae.ipc", "nae.event", "Frames and links between servers and workers"),
     "activations.": ("nae.activations", "nae.event", "Frames on the topic of activations"),
+    "placement.": (
+        "nae.placement",
+        "nae.event",
+        "Turns, rows and frames that servers and workers could not place",
+    ),
+    "blind.": ("nae.blind", "nae.reason", "Passes of the model whose watched rows were not had"),
+    "circuit_open.": ("nae.circuit.opened", "nae.component", "Parts switched off by failures"),
+    "circuit_closed.": ("nae.circuit.closed", "nae.component", "Parts that came on again"),
     "alert.": ("nae.sink.alerts", "nae.outcome", "Alerts by sink and outcome"),
 }
 

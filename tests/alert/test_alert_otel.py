@@ -27,7 +27,7 @@ from nae_monitor.alert.otel import OtelSink, check
 from nae_monitor.alert.otel_mapping import GUARDRAIL_NAMES, span_attributes
 from nae_monitor.alert.privacy import CAPTURE_ENV, RedactedAlert
 from nae_monitor.errors import ConfigurationError, Mark
-from nae_monitor.health import Health
+from nae_monitor.health import CIRCUIT_LIMIT, Health
 from nae_monitor.records import Request, TraceRef
 from nae_monitor.settings import PrivacySettings
 from nae_monitor.sink_settings import AlertSettings, OtelSettings, SinkSettings
@@ -209,6 +209,40 @@ def test_health_and_alerts_are_metrics(health: Health) -> None:
     assert points["nae.tokens.dropped"] == {(("nae.reason", "queue_full"),): 2}
     assert list(points["nae.alerts"].values()) == [1]
     assert points["nae.sink.alerts"][("nae.outcome", "otel.delivered"),] == 1
+
+
+@pytest.mark.parametrize(
+    ("counter", "metric", "attribute"),
+    [
+        ("placement.refused_turns", "nae.placement", ("nae.event", "refused_turns")),
+        (
+            "placement.rows_of_unknown_turns",
+            "nae.placement",
+            ("nae.event", "rows_of_unknown_turns"),
+        ),
+        ("placement.frames_too_long", "nae.placement", ("nae.event", "frames_too_long")),
+        ("blind.no_rows", "nae.blind", ("nae.reason", "no_rows")),
+        ("blind.not_mapped", "nae.blind", ("nae.reason", "not_mapped")),
+    ],
+)
+def test_what_goes_unread_is_a_metric(
+    counter: str, metric: str, attribute: tuple[str, str], health: Health
+) -> None:
+    host = HostProviders()
+    emit_one(host, health)
+    health.count(counter, 2)
+    assert host.metric_points()[metric] == {(attribute,): 2}
+
+
+def test_a_part_that_goes_off_and_comes_on_again_is_a_metric(health: Health) -> None:
+    host = HostProviders()
+    emit_one(host, health)
+    for _ in range(CIRCUIT_LIMIT):
+        health.failed("decode", ValueError())
+    health.recovered("decode")
+    points = host.metric_points()
+    for metric in ("nae.circuit.opened", "nae.circuit.closed"):
+        assert points[metric] == {(("nae.component", "decode"),): 1}
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://h:1", "http://", "http://h:x"])

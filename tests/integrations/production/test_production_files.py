@@ -43,6 +43,24 @@ def test_every_metric_has_a_panel() -> None:
     assert shown == set(exported())
 
 
+def test_silence_is_told_by_the_tokens_that_grow_at_serving_processes() -> None:
+    told = queries()["alert NaeMonitorSilent"]
+    used = re.findall(r"(\w+)\((nae_\w+)(\{[^}]*\})?", told)
+    assert used == [("increase", "nae_tokens_total", '{nae_stage="seen"}')]
+
+
+def test_frames_that_go_unread_fire_a_rule() -> None:
+    told = queries()["alert NaeMonitorFramesUnread"]
+    events = {
+        name for names in re.findall(r'nae_event=~?"([^"]*)"', told) for name in names.split("|")
+    }
+    counted = {"frames_too_long", "malformed_frames", "refused_turns", "rows_of_unknown_turns"}
+    assert events == counted
+    sources = [path.read_text() for path in (ROOT / "nae_monitor/placement").glob("*.py")]
+    for name in counted:
+        assert any(f'.{name}"' in text for text in sources), name
+
+
 def test_every_panel_reads_the_chosen_source_and_has_a_place_of_its_own() -> None:
     panels = json.loads((FILES / "grafana/nae-monitor.json").read_text())["panels"]
     taken: set[tuple[int, int]] = set()
