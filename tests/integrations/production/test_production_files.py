@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from configparser import RawConfigParser
@@ -226,6 +227,21 @@ def compose_file() -> tuple[Any, compose_spec.PyCompose]:
 def test_the_compose_file_is_one() -> None:
     _, compose = compose_file()
     compose.validate()
+
+
+def test_workers_under_compose_are_told_apart_by_their_containers_names(tmp_path: Path) -> None:
+    worker = compose_file()[0]["services"]["worker"]
+    assert "OTEL_RESOURCE_ATTRIBUTES" not in worker["environment"]
+    assert worker["command"] == worker_arguments()["docker"]
+    told = tmp_path / "nae-monitor"
+    told.write_text('#!/bin/sh\necho "$OTEL_RESOURCE_ATTRIBUTES"\nprintf "%s\\n" "$@"\n')
+    told.chmod(0o755)
+    line = [part.replace("$$", "$") for part in (*worker["entrypoint"], *worker["command"])]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(line, capture_output=True, text=True, env={"PATH": path}, check=True)
+    instance, *arguments = done.stdout.splitlines()
+    assert instance == f"service.instance.id={socket.gethostname()}"
+    assert arguments == worker["command"]
 
 
 def test_what_the_compose_file_mounts_and_builds_is_in_the_repository() -> None:
