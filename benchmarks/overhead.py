@@ -31,6 +31,7 @@ from serving_cost.rounds import (
     rate,
     slow_gaps,
     timed,
+    window_rate,
 )
 from serving_cost.variants import (
     BASE,
@@ -41,7 +42,6 @@ from serving_cost.variants import (
     NNSIGHT,
     OFF,
     ON_A_COPY,
-    OURS,
     SCREEN,
     Bench,
     Variant,
@@ -50,10 +50,12 @@ from serving_cost.variants import (
 
 BATCHES = (1, 8)
 WAYS = (OFF, SCREEN, IPC, IPC_HALF, HIDDEN, HOOK, NNSIGHT)
+OWN = (OFF, SCREEN, IPC)
 CLAIMED = (SCREEN, IPC)
 RATE, RATE_LOW, LATER, STEP_US = 0.99, 0.98, 1.02, 200.0
 NOTES = (
     "ratios: no monitor = 1; tokens/s the higher the better, the other two the lower",
+    "tokens/s: of the median window of eight tokens; whole generations: median of the pairs",
     "ipc: rows are bought as by default (4 a second, 16 a request) and leave for a worker process",
     "half of all rows leave: what no budget allows, to see what a row costs on its way",
     "memory: the most this process held, above the same without the variant, at the largest batch",
@@ -69,6 +71,7 @@ QUICK_NOTE = (
 def main(
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     rounds: Annotated[int, typer.Option(min=2, help="Pairs of each variant and batch.")] = 15,
+    peers: Annotated[bool, typer.Option(help="Measure other ways to get at the rows, too.")] = True,
     quick: QuickOption = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -84,7 +87,9 @@ def main(
             progress() as report,
         ):
             base = bench.open(BASE)
-            variants, memory, missing = opened(bench, base, max(batches), new_tokens)
+            variants, memory, missing = opened(
+                bench, base, WAYS if peers else OWN, max(batches), new_tokens
+            )
             patched = len(patches(bench.target.model))
             claims = [Claim("patched while off", patched, bound=Bound(0, at_most=True))]
             for batch in batches:
@@ -98,7 +103,9 @@ def main(
                 if one.name == IPC
             }
             claims += [step_claim(batch, found) for batch, found in steps.items()]
-            counted = {name: dict(bench.monitors[name].health.counters()) for name in OURS}
+            counted = {
+                name: dict(monitor.health.counters()) for name, monitor in bench.monitors.items()
+            }
         if quick:
             claims = [claims[0], *(replace(claim, bound=None) for claim in claims[1:])]
         result = Report(machine, claims, {"steps_us": steps, "mib": memory, "counters": counted})
@@ -109,7 +116,7 @@ def main(
 
 
 def opened(
-    bench: Bench, base: Variant, batch: int, new_tokens: int
+    bench: Bench, base: Variant, ways: Sequence[str], batch: int, new_tokens: int
 ) -> tuple[list[Variant], dict[str, float], list[str]]:
     """Every variant that can be had, the memory that each adds in MiB, and what is missing."""
     variants: list[Variant] = []
@@ -117,7 +124,7 @@ def opened(
     missing: list[str] = []
     ids = prompts(batch)
     timed(base, ids, new_tokens)
-    for name in WAYS:
+    for name in ways:
         before = peak_mib(partial(timed, base, ids, new_tokens))
         try:
             variant = bench.open(name)
@@ -138,12 +145,13 @@ def claims_of(name: str, batch: int, pairs: Sequence[Pair]) -> list[Claim]:
     """Tokens/s, time to the first token and slow gaps of one variant."""
     claimed = name in CLAIMED
     label = f"{name}, batch {batch}"
-    speed = rate(f"{label}: tokens/s", pairs, Bound(RATE) if claimed else None)
-    found = [speed]
-    if claimed:
-        low = Claim(f"{label}: tokens/s, low end", speed.low, unit="x", bound=Bound(RATE_LOW))
-        found.append(low)
+    found = [rate(f"{label}: tokens/s, whole generations", pairs, None)]
     if len(pairs[0].variant.gaps):
+        speed = window_rate(f"{label}: tokens/s", pairs, Bound(RATE) if claimed else None)
+        found.append(speed)
+        if claimed:
+            low = Claim(f"{label}: tokens/s, low end", speed.low, unit="x", bound=Bound(RATE_LOW))
+            found.append(low)
         late = Bound(LATER, at_most=True) if claimed else None
         found.append(first_token(f"{label}: time to first token", pairs, late))
         found.append(slow_gaps(f"{label}: p99 between tokens", pairs, late))

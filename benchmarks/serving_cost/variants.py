@@ -36,7 +36,6 @@ BASE, OFF, SCREEN, IPC = "no monitor", "installed, off", "screen, inline", "scre
 IPC_HALF = "screen, ipc, half of all rows leave"
 HIDDEN, HOOK, NNSIGHT = "output_hidden_states", "hook with .cpu()", "nnsight"
 ON_A_COPY = (HIDDEN, NNSIGHT)  # both leave hooks on a model for good
-OURS = (SCREEN, IPC, IPC_HALF)
 Generate = Callable[[torch.Tensor, int, Any], None]  # ids [S, T], new tokens, streamer
 
 
