@@ -20,6 +20,8 @@ from nae_monitor.alert.restored_alert import attributes_of, restored
 from nae_monitor.health import Health
 from nae_monitor.sink_settings import OtelSettings
 
+NOT_RECORDED = "not_recorded"
+
 QUEUE_EVENTS = 2048
 
 
@@ -103,8 +105,8 @@ class OtlpSink(RelayingSink):
     def _make(self, maker: SpanMaker, row: Row) -> Fate:
         fate = Fate(UNREADABLE)
         with self._health.guard(f"alert.{self.name}.span"):
-            maker.make(restored(row))
-            fate = DELIVERED
+            # A span that is not recorded goes nowhere: OTEL_SDK_DISABLED is the host's to set.
+            fate = DELIVERED if maker.make(restored(row)) else Fate(NOT_RECORDED)
         return fate
 
     def _let_go(self, outbox: Outbox) -> None:

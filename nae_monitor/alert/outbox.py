@@ -57,6 +57,7 @@ class Outbox:
         """
         self._max_bytes = max_bytes
         self.events = self.size_bytes = 0
+        self._width = width("full")  # of the mode that rows are added under, once that is known
         self._fresh = FreshRows()
         opened = claim(path)
         self._lock_fd, self.path, self._db = opened.lock_fd, opened.path, opened.db
@@ -195,8 +196,10 @@ class Outbox:
         The file is written anew, so that texts of deleted rows do not stay in it either.
         """
         modes = wider_modes(mode)
-        if (self.fact(_WIDTH) or 0) <= width(mode):  # where no mode was kept, nothing ever was
-            self.keep_fact(_WIDTH, width(mode))
+        self._width = width(mode)
+        # Rows may come from a file whose process ran under another mode, so each is asked.
+        if (self.fact(_WIDTH) or 0) <= self._width and not self._has_rows_of(modes):
+            self.keep_fact(_WIDTH, self._width)
             return 0
         marks, count = ", ".join("?" * len(modes)), 0
         with self._db:
@@ -213,9 +216,22 @@ class Outbox:
                 count += len(found)
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self.keep_fact(_WIDTH, width(mode))  # last: a crash before it repeats all of this
+        self.keep_fact(_WIDTH, self._width)  # last: a crash before it repeats all of this
         self._count()
         return count
+
+    def _has_rows_of(self, modes: Sequence[ContentMode]) -> bool:
+        """Whether a row was kept under one of ``modes``, or before rows knew theirs."""
+        marks = ", ".join("?" * len(modes))
+        found = (
+            self._db.execute(
+                f"SELECT EXISTS(SELECT 1 FROM {table} WHERE content IN ('', {marks}))",  # noqa: S608
+                modes,
+            ).fetchone()[0]
+            for table in TABLES
+            if modes
+        )
+        return any(found)
 
     @outside_fork
     def refresh(self) -> None:
@@ -253,6 +269,7 @@ class Outbox:
             self._db.close()
         aside = move_aside(self.path)
         self._db = open_database(self.path)
+        self.keep_fact(_WIDTH, self._width)
         self._count()
         return aside
 

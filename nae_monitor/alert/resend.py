@@ -115,7 +115,7 @@ def salvage(damaged: Path, base: Path, policy: ContentPolicy) -> int:
     rows = list(_readable(damaged))
     wider = wider_modes(policy.mode)
     for row in rows:
-        if row[_CONTENT] in wider:
+        if wider and row[_CONTENT] in ("", *wider):  # "": kept before rows knew their mode
             row[_VALUE], row[_CONTENT] = narrowed(row[_VALUE], policy), policy.mode
     with contextlib.closing(open_database(base)) as db, db:
         db.executemany(INSERT, rows)

@@ -174,7 +174,7 @@ def wait_s(retry_after: str) -> float:
         return min(MAX_RETRY_AFTER_S, float(text[:9]))
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return min(MAX_RETRY_AFTER_S, max(0.0, (until - datetime.now(UTC)).total_seconds()))

@@ -203,3 +203,17 @@ def test_a_damaged_row_is_set_aside_and_the_others_reach_the_collector(
 def _taken_or_dropped(sink: OtlpSink) -> int:
     stats = sink.stats()
     return stats["accepted"] + stats.get("dropped.queue_full", 0)
+
+
+def test_an_alert_that_a_disabled_sdk_did_not_record_is_set_aside_and_never_delivered(
+    receiver: OtlpReceiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    sink = sink_to(f"http://127.0.0.1:{receiver.port}", tmp_path, health)
+    sink.emit(make_alert())
+    wait_until(lambda: sink.stats().get("dropped.refused"))
+    sink.close(10)
+    assert sink.stats()["delivered"] == 0
+    assert receiver.spans == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "otel.sqlite")) as db:
+        assert db.execute("SELECT reason FROM rejected").fetchall() == [("not_recorded",)]

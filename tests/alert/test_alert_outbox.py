@@ -312,6 +312,47 @@ def test_what_was_kept_in_full_follows_a_narrower_setting_to_the_last_byte(tmp_p
     outbox.close()
 
 
+def hashed_rows(outbox: Outbox) -> int:
+    """Narrow to hashes, as a start does; how many rows were kept in full."""
+    policy = make_policy("hash")
+    return outbox.narrow("hash", lambda value: narrowed(value, policy))
+
+
+def test_rows_of_another_process_in_full_are_narrowed_where_they_are_taken_over(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "o.sqlite"
+    first, second = Outbox(path, MIB), Outbox(path, MIB)
+    assert hashed_rows(first) == 0  # restarted under the narrower setting; the second was not
+    second.narrow("full", bytes)
+    second.add([entry(0, content="full")])
+    second.close()
+    first.close()
+    heir = Outbox(path, MIB)
+    assert heir.recovered == 1
+    assert hashed_rows(heir) == 1
+    everything = b"".join(part.read_bytes() for part in tmp_path.glob("o.sqlite*"))
+    assert not [name for name, canary in CANARIES.items() if canary.encode() in everything]
+    heir.close()
+
+
+def test_rows_in_full_of_a_file_that_was_made_anew_are_narrowed_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "o.sqlite"
+    outbox = Outbox(path, MIB)
+    outbox.narrow("full", bytes)
+    outbox.renew()
+    outbox.add([entry(0, content="full"), entry(1, content="full")])
+    outbox.add([], delete=[1])  # its text is still in a free page
+    outbox.close()
+    outbox = Outbox(path, MIB)
+    assert hashed_rows(outbox) == 1
+    outbox.close()
+    everything = b"".join(part.read_bytes() for part in tmp_path.glob("o.sqlite*"))
+    assert not [name for name, canary in CANARIES.items() if canary.encode() in everything]
+
+
 def test_a_number_that_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "o.sqlite", MIB)
     assert outbox.fact("x") is None
