@@ -142,20 +142,22 @@ class KafkaSink(DurableSink):
         """Note what was acknowledged; start over where the producer failed."""
         failed: Exception | None = None
         acknowledged: list[_Flight] = []
-        for flight in [flight for flight in self._in_flight.values() if flight.future.is_done]:
-            del self._in_flight[flight.row.row_id]
-            error = flight.future.exception
-            if error is None:
-                acknowledged.append(flight)
-            elif isinstance(error, REFUSED):
-                self._refuse(outbox, flight.row, error)
-            elif isinstance(error, CLOSED_TOPIC):
-                self._send_again(flight.row)
-                self._leave_topic(flight.topic, error)
-            else:
-                self._send_again(flight.row)
-                failed = error
-        self._acknowledged(acknowledged)
+        try:
+            for flight in [flight for flight in self._in_flight.values() if flight.future.is_done]:
+                del self._in_flight[flight.row.row_id]
+                error = flight.future.exception
+                if error is None:
+                    acknowledged.append(flight)
+                elif isinstance(error, REFUSED):
+                    self._refuse(outbox, flight.row, error)
+                elif isinstance(error, CLOSED_TOPIC):
+                    self._send_again(flight.row)
+                    self._leave_topic(flight.topic, error)
+                else:
+                    self._send_again(flight.row)
+                    failed = error
+        finally:  # a disk that takes no refusal must not make good alerts go twice
+            self._acknowledged(acknowledged)
         oldest = next(iter(self._in_flight.values()), None)
         if failed is not None:
             self._start_over(failed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ from nae_monitor.alert.durable import DurableSink
 from nae_monitor.alert.event import redacted_event
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.outbox_rows import Entry, Row
+from nae_monitor.alert.threaded import BACKOFF_LAST_S
 from nae_monitor.records import Alert
 
 LAST_WAIT_S = 0.1  # for a call in progress, when the time to close is over
@@ -53,7 +56,8 @@ class RelayingSink(DurableSink):
         self._errand: Errand | None = None
         self._why_later = ""  # the errand's reason for bringing rows back
         self._brought_back: frozenset[int] = frozenset()  # rows that the last errand came back with
-        self._cursor = 0  # rows up to here are acknowledged or gone
+        self._refused: deque[tuple[int, str]] = deque()  # rows and why, to be set aside
+        self._cursor = 0  # rows up to here are acknowledged, refused or gone
         super()._start_afresh()
 
     def _prepared(self, alert: Alert) -> list[Entry]:
@@ -74,6 +78,7 @@ class RelayingSink(DurableSink):
             rows = list(self._errand.rows)
             self._errand.rows = ()
         self._brought_back = frozenset()
+        self._refused.clear()
         self._cursor = 0
         return rows
 
@@ -81,6 +86,7 @@ class RelayingSink(DurableSink):
         self._settle(outbox)
         if self._errand is not None or time.monotonic() < self._send_at_s:
             return
+        self._set_aside(outbox)
         rows = outbox.after(self._cursor, self.batch_rows)
         if rows:
             self._errand = Errand(partial(self._carry, rows), rows, self.name)
@@ -95,9 +101,7 @@ class RelayingSink(DurableSink):
                 self._acked.add(row.row_id)
                 self._tally.count("delivered")
             else:
-                gone = outbox.reject(row.row_id, fate.refused)
-                self._tally.dropped("refused")
-                self._tally.count("rejected_forgotten", gone)
+                self._refused.append((row.row_id, fate.refused))
             self._cursor = row.row_id
         if errand.error is not None:
             self._tally.failed(errand.error)
@@ -108,6 +112,23 @@ class RelayingSink(DurableSink):
             self._pause_sending(self._why_later or "Exception")
         else:
             self._is_up()
+        self._set_aside(outbox)
+
+    def _set_aside(self, outbox: Outbox) -> None:
+        """Note on disk what was refused; what the disk does not take now is tried again later.
+
+        Last of all that an errand brings: a disk that is full must not make good alerts go twice.
+        """
+        while self._refused:
+            row_id, reason = self._refused[0]
+            try:
+                gone = outbox.reject(row_id, reason)
+            except sqlite3.Error:
+                self._send_at_s = time.monotonic() + BACKOFF_LAST_S
+                raise
+            self._refused.popleft()
+            self._tally.dropped("refused")
+            self._tally.count("rejected_forgotten", gone)
 
     def _let_go(self, outbox: Outbox) -> None:
         if self._errand is not None:

@@ -22,6 +22,7 @@ from standardwebhooks import Webhook
 
 from nae_monitor.alert import build_sinks
 from nae_monitor.alert.event import occurrence_id
+from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.resend import restore_rejected, state_of
 from nae_monitor.alert.webhook import MAX_RETRY_AFTER_S, WebhookSink, check, wait_s
 from nae_monitor.alert.webhook_body import slack_body
@@ -368,3 +369,30 @@ def test_a_webhook_that_can_never_work_stops_the_start(
     sinks = (SinkSettings("webhook", WebhookSettings("https://h/")),)
     with pytest.raises(ConfigurationError, match=r"alert.sinks\[0\].webhook: the signing secret"):
         build_sinks(AlertSettings(sinks), PrivacySettings(), health)
+
+
+def test_a_disk_that_takes_no_refusal_makes_no_good_alert_go_twice(
+    there: Receiver, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nae_monitor.alert.relaying.BACKOFF_LAST_S", 0.05)
+    there.script = [503]  # all of the alerts then go in one batch
+    plain, full = Outbox.reject, [3]
+
+    def reject(self: Outbox, *arguments: Any) -> int:
+        if full[0]:
+            full[0] -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Outbox, "reject", reject)
+    sink = sink_to(there.url, health)
+    for number in range(6):
+        sink.emit(make_alert(number))
+    wait_until(lambda: there.bodies)
+    there.script[:0] = [200, 400, 200, 200, 200, 200]
+    wait_until(lambda: sink.stats().get("dropped.refused"))
+    wait_until(lambda: sink.stats()["pending"] == 0)
+    assert not sink.close(10)  # one is refused
+    assert full == [0]
+    assert len(there.taken) == len(set(there.taken)) == 5
+    assert sink.stats()["delivered"] == 5
