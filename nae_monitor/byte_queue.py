@@ -53,6 +53,11 @@ class ByteQueue(Generic[T]):
                 self._changed.wait(timeout_s)
             self._woken = False
 
+    def is_spent(self) -> bool:
+        """Whether there is nothing, not even what is due and not offered yet."""
+        self._refill()
+        return not self._items
+
     def wake(self) -> None:
         """End the wait that is under way, or the next one."""
         with self._changed:

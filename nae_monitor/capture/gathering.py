@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from nae_monitor.capture.sequences import Sequences
+from nae_monitor.host_copy import Copier, HostCopy, to_host
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -31,12 +32,14 @@ class GatheredSteps:
     Args:
         limit_steps: as many are due.
         limit_s: so long after the first of them they are due, fewer or not.
+        copier: starts the copy of a step's token ids to the CPU.
     """
 
-    def __init__(self, limit_steps: int, limit_s: float) -> None:
+    def __init__(self, limit_steps: int, limit_s: float, copier: Copier = to_host) -> None:
         self._limit_steps = limit_steps
         self._limit_s = limit_s
-        self._token_ids: list[torch.Tensor] = []  # each [S, 1]
+        self._copier = copier
+        self._token_ids: list[HostCopy] = []  # each [S, 1]
         self._vectors: list[torch.Tensor | None] = []  # each [S, d]
         self._since_s = 0.0
         self.waits_for_block = False
@@ -49,8 +52,9 @@ class GatheredSteps:
         self._close()
         if not self._token_ids:
             self._since_s = time.monotonic()
-        # The host may write its next tokens into the same place.
-        self._token_ids.append(token_ids.clone())
+        # Now, so that it need not wait for the pass. A clone, since the host may write its next
+        # tokens into the same place.
+        self._token_ids.append(self._copier(token_ids.clone()))
         self.waits_for_block = True
 
     def keep(self, vectors: torch.Tensor) -> bool:
@@ -68,7 +72,8 @@ class GatheredSteps:
         token_ids, vectors = self._token_ids, self._vectors
         self._token_ids, self._vectors = [], []
         kept = [one for one in vectors if one is not None]
-        columns = torch.cat(token_ids, dim=1).T.tolist()  # the one wait for the device
+        # Copied before the passes that they were fed to, so they are here but for a rare wait.
+        columns = torch.cat([step.wait() for step in token_ids], dim=1).T.tolist()
         rows = torch.cat(kept) if kept else None
         return Steps(columns, rows, [one is not None for one in vectors])
 

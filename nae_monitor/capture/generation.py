@@ -17,6 +17,7 @@ from nae_monitor.capture.pending import Pending, flat_rows
 from nae_monitor.capture.prompts import read_prompt, to_numpy
 from nae_monitor.capture.sequences import Rows, Sequences
 from nae_monitor.capture.sink import Sink
+from nae_monitor.host_copy import to_device
 from nae_monitor.records import Phase
 
 _LOST = object()  # no pass's cache
@@ -224,7 +225,7 @@ class Generation:
             tuple(row.position for row in rows),
             tuple(row.token_id for row in rows),
             (Phase.COMPLETION,) * len(rows),
-            None if everything else torch.tensor(at, device=self._sink.device),
+            None if everything else to_device(torch.tensor(at), self._sink.device),
             shape,
         )
 
@@ -256,8 +257,7 @@ class Generation:
         index = None
         if len(rows) < shape[0] * shape[1]:
             flat = rows.sequence * shape[1] + (rows.column - start)
-            # Copied to the device before the pass, while it has nothing to wait for.
-            index = torch.from_numpy(flat).to(self._sink.device)
+            index = to_device(torch.from_numpy(flat), self._sink.device)
         in_prompt = (rows.column < self._sequences.prompt_columns).tolist()
         return Pending(
             tuple(rows.sequence.tolist()),

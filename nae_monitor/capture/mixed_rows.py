@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nae_monitor.capture.sink import Sink
+from nae_monitor.host_copy import to_device
 from nae_monitor.records import Phase, Request, RowBatch
 
 
@@ -36,7 +37,7 @@ class MixedRows:
         if len(self) == self.total_rows:
             vectors = hidden.clone()
         else:
-            vectors = hidden.index_select(0, torch.tensor(self.flat, device=hidden.device))
+            vectors = hidden.index_select(0, to_device(torch.tensor(self.flat), hidden.device))
         return RowBatch(
             requests=tuple(self.requests),
             request_index=tuple(self.request_index),

@@ -4,6 +4,7 @@
 
     belt.py             owns the queue and the thread, and ends them in order
     serving threads     serving.py    screen, start a copy, offer to the queue; never wait
+                        landing.py    batches whose scores are still on the device
                         byte_queue    bounded in bytes
     background thread   worker.py     decode (decoding.py), judge; effects only through the gate
                         reuse.py      rows that need no decode of their own

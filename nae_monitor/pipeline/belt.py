@@ -141,6 +141,8 @@ class Belt:
         """Shut the gate and account for everything that is left behind it."""
         quiet = self._gate.shut(SHUT_WAIT_S)
         left = [*self._worker.in_hand, *self._queue.close()]
+        ends, unscreened = self._serving.abandon()
+        left += ends
         rows = [item for item in left if isinstance(item, Row)]
         if not quiet:  # a write hangs in the recording or a sink: both are left alone
             for row in rows:
@@ -157,7 +159,7 @@ class Belt:
             self._blindness.report()
         with self._health.guard("pipeline"):
             self._outcomes.over(why)
-        return self._outcomes.close() and not rows
+        return self._outcomes.close() and not rows and not unscreened
 
     def _start_worker(self) -> None:
         if self._thread is None:

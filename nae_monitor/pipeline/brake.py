@@ -49,7 +49,7 @@ class Brake:
         self._limit: _Limit | None = None
         self._stops_s: deque[float] = deque()
         self.enforces = settings.stop_generation == "enforce"
-        self._holds = self.enforces and settings.hold_s > 0
+        self.holds = self.enforces and settings.hold_s > 0
         self.renew()
 
     def renew(self) -> None:
@@ -114,7 +114,7 @@ class Brake:
 
     def settled(self, turn: Turn, position: int) -> None:
         """A row of a turn was judged or dropped."""
-        if self._holds:
+        if self.holds:
             with self._changed:
                 turn.unjudged.discard(position)
                 self._changed.notify_all()
@@ -132,7 +132,7 @@ class Brake:
 
     def queued(self, turn: Turn, position: int) -> None:
         """A row of a turn waits for its judgement from now on."""
-        if self._holds:
+        if self.holds:
             with self._changed:
                 turn.unjudged.add(position)
 
@@ -147,7 +147,7 @@ class Brake:
         if turn is None:
             return False
         turn.asks_brake = True
-        if self._holds and turn.unjudged:
+        if self.holds and turn.unjudged:
             self._hold(turn, length_tokens, generated_tokens)
         return _is_to_end(turn)
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from nae_monitor.health import Health
+from nae_monitor.host_copy import HostCopy
 from nae_monitor.pipeline.assembly import Shared
-from nae_monitor.pipeline.host_copy import HostRows
 from nae_monitor.pipeline.patience import ROW_OVERHEAD_BYTES
 from nae_monitor.pipeline.ports import Clock
 from nae_monitor.pipeline.turn import Ended, Row, Turn
@@ -65,7 +65,7 @@ class Intake:
             vector = activation.vector
             size_bytes = vector.element_size() * vector.numel() + ROW_OVERHEAD_BYTES
             age_s = max(0.0, (now_unix_ns - activation.captured_unix_ns) / 1e9)
-            row = Row(activation, turn, HostRows(vector), now_s - age_s)
+            row = Row(activation, turn, HostCopy(vector), now_s - age_s)
             if not self._queue.offer(row, size_bytes):
                 reason = "shutdown" if self._gate.is_shut else "queue_full"
                 self._health.count(f"dropped.{reason}", request_id=turn.request.request_id)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from nae_monitor.byte_queue import ByteQueue
 from nae_monitor.health import Health
+from nae_monitor.host_copy import HostCopy, copy_rows
+from nae_monitor.pipeline.batches import activation_of, per_request, places_of
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.brake import Brake
 from nae_monitor.pipeline.circuit import Circuit
 from nae_monitor.pipeline.follow_ups import FollowUps
-from nae_monitor.pipeline.host_copy import HostRows, copy_rows
+from nae_monitor.pipeline.landing import Landing, Scoring
 from nae_monitor.pipeline.patience import ROW_OVERHEAD_BYTES, Patience
 from nae_monitor.pipeline.ports import Clock
 from nae_monitor.pipeline.requests import Requests
 from nae_monitor.pipeline.turn import Ended, Row, Turn
-from nae_monitor.records import Activation, Choice, Request, RowBatch, SampleReason
-from nae_monitor.screen import Offers, Screen
+from nae_monitor.records import Choice, Request, RowBatch, SampleReason
+from nae_monitor.screen import BeginningScreen, Offers, Screen
 from nae_monitor.settings import BudgetSettings, CaptureSettings
 from nae_monitor.token_text import TokenText
 
@@ -30,6 +31,9 @@ _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 class ServingSide:
     """Takes what taps capture, from any number of generating threads.
+
+    Where the screen scores on the device, a batch is put aside until its scores have come, and is
+    chosen from with a later batch of any request or by the background thread.
 
     Every row is counted once: ``tokens.screened``, or ``dropped.REASON`` before the screen
     (``screen_failed``, ``screen_circuit_open``, ``unknown_request``, ``closed``); every chosen
@@ -54,7 +58,9 @@ class ServingSide:
         self._dtype = _DTYPES[settings.vector_dtype]
         self._health = health
         self._screen = screen
+        self._beginning = screen if isinstance(screen, BeginningScreen) else None
         self._circuit = Circuit("screen", health, clock)
+        self._scoring = Circuit("scoring", health, clock)
         self._copying = Circuit("copy", health, clock)
         self._starting = Circuit("worker", health, clock)
         self._requests = requests
@@ -66,7 +72,8 @@ class ServingSide:
         self._patience = Patience(
             screen, budget, settings, health, clock, enqueue=self._enqueue, end=self._end
         )
-        queue.refill_by(self._patience.release)
+        self._landing = Landing(self._land_late, self._copying.call)
+        queue.refill_by(self._refill)
         self.follow_ups = FollowUps(budget, settings, health, self._patience, self._end)
 
     def stop(self) -> None:
@@ -76,6 +83,7 @@ class ServingSide:
 
     def renew(self) -> None:
         """Hold nothing: for a forked child."""
+        self._landing.renew()
         self._patience.renew()
         self.follow_ups.renew()
 
@@ -100,13 +108,73 @@ class ServingSide:
         turns = {
             i: self._requests.turn(batch.requests[i].request_id) for i in set(batch.request_index)
         }
-        amounts = _per_request(batch, batch.request_index)
+        amounts = per_request(batch, batch.request_index)
         if self._stopping.is_set():
             self._health.count_each("dropped.closed", amounts)
             return
-        offers = self._choose(batch, amounts)
-        if offers is None:
+        if not self._circuit.allows():
+            self._health.count_each("dropped.screen_circuit_open", amounts)
             return
+        begun: HostCopy | None = None
+        if (screen := self._beginning) is not None:
+            begun = self._scoring.call(lambda: screen.begin(batch))
+            if begun is None:
+                self._screen_failed(batch, amounts)
+                return
+        self._put(Scoring(batch, turns, amounts, begun))
+
+    def request_finished(self, request_id: str) -> None:
+        """Queue the end of a request behind its rows."""
+        turn = self._requests.generated(request_id)
+        if turn is not None:
+            self._put(Ended(turn))
+
+    def abandon(self) -> tuple[list[Ended], int]:
+        """Let go of what is still on the device: the ends, and how many rows were lost."""
+        ends, rows = [], 0
+        for item in self._landing.abandon():
+            if isinstance(item, Ended):
+                ends.append(item)
+            else:
+                rows += len(item.batch)
+                self._health.count_each("dropped.closed", item.amounts)
+        return ends, rows
+
+    def _put(self, item: Scoring | Ended) -> None:
+        """Hand on at once where nothing is on its way from the device."""
+        if self._landing.is_clear_for(item):
+            self._land(item)
+            return
+        self._landing.put(item)
+        # Who may be held until rows are judged is held for their scores as well.
+        self._landing.settle(wait=self._brake.holds)
+        if isinstance(item, Ended) and self._landing:
+            self._queue.wake()
+
+    def _refill(self) -> bool:
+        """On the background thread: wait for the device, and buy; whether more becomes due."""
+        self._landing.settle(wait=True)
+        return self._patience.release()
+
+    def _land(self, item: Scoring | Ended) -> None:
+        if isinstance(item, Ended):
+            self._patience.ended(item.turn)
+        else:
+            self._screened(item)
+
+    def _land_late(self, item: Scoring | Ended) -> None:
+        # Behind a boundary: whoever lands it may have handed in something else.
+        with self._health.guard("landing"):
+            self._land(item)
+
+    def _screened(self, scoring: Scoring) -> None:
+        """Choose from a batch, and queue what the screen bought."""
+        batch, turns, amounts = scoring.batch, scoring.turns, scoring.amounts
+        offers = self._circuit.call(lambda: self._offers(batch, scoring.begun))
+        if offers is None:
+            self._screen_failed(batch, amounts)
+            return
+        self._blindness.works("screen")
         strangers = [i for i, turn in turns.items() if turn is None]
         if strangers:
             offers = self._turn_away(batch, offers, strangers, amounts)
@@ -114,35 +182,25 @@ class ServingSide:
         for turn in turns.values():
             if turn is not None:
                 turn.rows_seen = True
-        near = self.follow_ups.near(batch, _places(offers), turns)
+        near = self.follow_ups.near(batch, places_of(offers), turns)
         if offers.bought or offers.waiting or near:
             self._queue_rows(batch, offers, near, turns)
 
-    def request_finished(self, request_id: str) -> None:
-        """Queue the end of a request behind its rows."""
-        turn = self._requests.generated(request_id)
-        if turn is not None:
-            self._patience.ended(turn)
+    def _screen_failed(self, batch: RowBatch, amounts: Mapping[str, int]) -> None:
+        self._health.count_each("dropped.screen_failed", amounts)
+        self._blindness.failed("screen", "it fails", batch.requests[batch.request_index[0]])
 
-    def _choose(self, batch: RowBatch, amounts: Mapping[str, int]) -> Offers | None:
-        """The screen's choice; None, and every row counted, where there is none."""
-        if not self._circuit.allows():
-            self._health.count_each("dropped.screen_circuit_open", amounts)
-            return None
-        offers = self._circuit.call(lambda: self._offers(batch))
-        if offers is None:
-            self._health.count_each("dropped.screen_failed", amounts)
-            self._blindness.failed("screen", "it fails", batch.requests[batch.request_index[0]])
+    def _offers(self, batch: RowBatch, begun: HostCopy | None) -> Offers:
+        patient, beginning = self._patience.patient, self._beginning
+        if beginning is not None and patient is not None:
+            offers = beginning.offers(batch, begun)
+        elif beginning is not None:
+            offers = Offers(beginning.choose(batch, begun), [])
+        elif patient is not None:
+            offers = patient.offers(batch)
         else:
-            self._blindness.works("screen")
-        return offers
-
-    def _offers(self, batch: RowBatch) -> Offers:
-        patient = self._patience.patient
-        offers = (
-            Offers(self._screen.choose(batch), []) if patient is None else patient.offers(batch)
-        )
-        if not all(0 <= row < len(batch) for row in _places(offers)):
+            offers = Offers(self._screen.choose(batch), [])
+        if not all(0 <= row < len(batch) for row in places_of(offers)):
             raise IndexError("the screen chose a row that is not there")
         return offers
 
@@ -179,7 +237,7 @@ class ServingSide:
         copied = self._copying.call(lambda: copy_rows(batch.vectors, places, self._dtype))
         if copied is None:
             owners = [batch.request_index[choice.row] for choice in offers.bought]
-            chosen = _per_request(batch, owners)
+            chosen = per_request(batch, owners)
             self._health.count_each("tokens.sampled", chosen)
             self._health.count_each("dropped.copy_failed", chosen)
             return
@@ -198,7 +256,7 @@ class ServingSide:
         self,
         batch: RowBatch,
         choices: Sequence[Choice],
-        copied: HostRows,
+        copied: HostCopy,
         turns: Mapping[int, Turn | None],
     ) -> list[Row | None]:
         """One a choice; None where its turn is over."""
@@ -206,7 +264,7 @@ class ServingSide:
         rows: list[Row | None] = []
         for number, choice in enumerate(choices):
             turn = turns[batch.request_index[choice.row]]
-            activation = _activation(batch, choice, copied.vectors[number], now_unix_ns)
+            activation = activation_of(batch, choice, copied.tensor[number], now_unix_ns)
             rows.append(None if turn is None else Row(activation, turn, copied, now_s))
         return rows
 
@@ -239,36 +297,3 @@ class Listener:
     def request_started(self, request: Request, prompt_token_ids: tuple[int, ...]) -> None:
         """Begin, or go on with, a request."""
         self._serving.request_started(request, prompt_token_ids, self._text)
-
-
-def _places(offers: Offers) -> list[int]:
-    return [choice.row for choice in (*offers.bought, *(one for one, _ in offers.waiting))]
-
-
-def _per_request(batch: RowBatch, indices: Sequence[int]) -> dict[str, int]:
-    """How many of ``indices`` into the batch's requests are each request's."""
-    if len(indices) == 1:
-        return {batch.requests[indices[0]].request_id: 1}
-    amounts: dict[str, int] = {}
-    for index, amount in Counter(indices).items():
-        request_id = batch.requests[index].request_id
-        amounts[request_id] = amounts.get(request_id, 0) + amount
-    return amounts
-
-
-def _activation(
-    batch: RowBatch, choice: Choice, vector: torch.Tensor, captured_unix_ns: int
-) -> Activation:
-    row = choice.row
-    return Activation(
-        request=batch.requests[batch.request_index[row]],
-        position=batch.positions[row],
-        token_id=batch.token_ids[row],
-        token="",
-        phase=batch.phases[row],
-        layer=batch.layer,
-        vector=vector,
-        reason=choice.reason,
-        scores=choice.scores,
-        captured_unix_ns=captured_unix_ns,
-    )

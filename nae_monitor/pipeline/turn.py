@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nae_monitor.pipeline.host_copy import HostRows
+from nae_monitor.host_copy import HostCopy
 from nae_monitor.records import Activation, Request, Stop, StopOutcome, Transcript
 from nae_monitor.token_text import CONTEXT_TOKENS, TextStream, TokenText
 from nae_monitor.transcripts import transcript_at
@@ -114,7 +114,7 @@ class Row:
 
     activation: Activation
     turn: Turn
-    copy: HostRows
+    copy: HostCopy
     queued_s: float  # on the pipeline's clock
     seed: int | None = None  # of a sampled text; None: as the settings say
 

@@ -75,7 +75,7 @@ class Worker:
     def run(self) -> None:
         """The thread's work."""
         self._outcomes.begin()
-        while not self._gate.is_shut and (len(self._queue) or not self._stopping):
+        while not self._gate.is_shut and not (self._stopping and self._queue.is_spent()):
             self._queue.wait(IDLE_S)
             with self._gate.passing() as open_:
                 if not open_:

@@ -105,7 +105,7 @@ class Shipper:
         return PACE_S if awaits_stops or self.waiting or self._stopping else IDLE_S
 
     def _is_done(self) -> bool:
-        return self._stopping and not len(self._queue) and not self.waiting
+        return self._stopping and self._queue.is_spent() and not self.waiting
 
     def _step(self) -> None:
         with self._shared.gate.passing() as open_:

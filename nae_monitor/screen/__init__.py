@@ -5,6 +5,7 @@ from nae_monitor.screen.direction_files import read_directions, write_directions
 from nae_monitor.screen.directions import Directions
 from nae_monitor.screen.pooling import Pool
 from nae_monitor.screen.sampling import (
+    BeginningScreen,
     Offers,
     PatientScreen,
     RaisableScreen,
@@ -17,6 +18,7 @@ from nae_monitor.screen.waiting import MAX_PRIORITY, WaitingRows
 
 __all__ = [
     "MAX_PRIORITY",
+    "BeginningScreen",
     "DecodeBudget",
     "Directions",
     "Offers",

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from nae_monitor.host_copy import HostCopy
 from nae_monitor.records import Choice, RowBatch, SampleReason
 from nae_monitor.screen.budget import Clock, DecodeBudget, Purchase, burst_bucket
 from nae_monitor.screen.raised import RaisedSampling, Scope
@@ -22,7 +23,7 @@ _ALIVE: weakref.WeakSet[SamplingScreen] = weakref.WeakSet()
 
 
 class Screen(Protocol):
-    """Called in the serving thread with every captured row.
+    """Called with every captured row, in the serving thread unless it is a BeginningScreen.
 
     ``choose`` must not wait on the device, do I/O or keep the tensor. Rows it does not name are
     forgotten. It may be called from several threads. What it raises is counted by the caller and
@@ -66,6 +67,26 @@ class PatientScreen(SellingScreen, Protocol):
 
     def offers(self, batch: RowBatch) -> Offers:
         """As ``choose``, but rows that stand out are left for the caller to buy."""
+        ...
+
+
+@runtime_checkable
+class BeginningScreen(PatientScreen, Protocol):
+    """A screen that leaves the device to work: rows are chosen once what it began has come.
+
+    Batches of a request are chosen from in the order in which they began, on any thread.
+    """
+
+    def begin(self, batch: RowBatch) -> HostCopy:
+        """Start scoring a batch, in the serving thread; never waits."""
+        ...
+
+    def choose(self, batch: RowBatch, begun: HostCopy | None = None) -> list[Choice]:
+        """As of any screen, with what ``begin`` gave for the batch; waits for that."""
+        ...
+
+    def offers(self, batch: RowBatch, begun: HostCopy | None = None) -> Offers:
+        """Likewise."""
         ...
 
 

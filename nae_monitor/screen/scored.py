@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nae_monitor.host_copy import Copier, HostCopy, to_host
 from nae_monitor.records import Choice, Phase, RowBatch, SampleReason
 from nae_monitor.screen.anomaly import NAME as ANOMALY
 from nae_monitor.screen.budget import Clock
@@ -42,7 +43,8 @@ class ScoredScreen(SamplingScreen):
     The random reserve has its own budget, so rates that are estimated from it stay unbiased. A
     row that cannot be scored (not finite) comes first: the decoder refuses and counts it.
 
-    On a device other than the CPU the scores [n, m] are waited for, once a forward pass.
+    On CUDA the scores [n, m] come to the CPU by themselves after :meth:`begin`; ``choose`` and
+    ``offers`` wait for those that are not there yet.
     """
 
     _reason = SampleReason.SCORE
@@ -55,12 +57,14 @@ class ScoredScreen(SamplingScreen):
         seed: int = 0,
         clock: Clock = time.monotonic,
         raised_decodes_per_s: float = 0.0,
+        copier: Copier = to_host,
     ) -> None:
         super().__init__(
             settings, seed=seed, clock=clock, raised_decodes_per_s=raised_decodes_per_s
         )
         # The reserve is a share of all tokens: as large as it is of the decodes that are bought.
         self._random_rate = settings.random_share * settings.decode_share
+        self._copier = copier
         self._directions = directions
         self._names = directions.names
         pool = directions.pool
@@ -71,20 +75,24 @@ class ScoredScreen(SamplingScreen):
         self._score = Scorer(directions, directions.weights.device)
         self._lowest = min(self._thresholds.values())
 
-    def choose(self, batch: RowBatch) -> list[Choice]:
+    def begin(self, batch: RowBatch) -> HostCopy:
+        """See :class:`BeginningScreen`: what :class:`Scorer` makes of the batch."""
+        return self._copier(self._scored(batch))
+
+    def choose(self, batch: RowBatch, begun: HostCopy | None = None) -> list[Choice]:
         """See :class:`Screen`; each choice carries the row's largest scores."""
-        found = self._scored(batch)
+        found = (begun or self.begin(batch)).wait()
         if self._is_ordinary(found, batch.phases):
             return self._ordinary(batch, found)
         look = self._look(batch, found)
         return [self._told(choice, look) for choice in self._choose(batch, look.preferred)]
 
-    def offers(self, batch: RowBatch) -> Offers:
+    def offers(self, batch: RowBatch, begun: HostCopy | None = None) -> Offers:
         """See :class:`PatientScreen`: the random share is bought, rows that stand out are not.
 
         Of a request no more of them are told than it may still have.
         """
-        found = self._scored(batch)
+        found = (begun or self.begin(batch)).wait()
         if self._is_ordinary(found, batch.phases):
             return Offers(self._ordinary(batch, found), [])
         look = self._look(batch, found)
@@ -107,7 +115,7 @@ class ScoredScreen(SamplingScreen):
 
     def scores(self, batch: RowBatch) -> NDArray[np.float32]:
         """The score of every row along every direction [n, m], on the CPU; not pooled."""
-        found: NDArray[np.float32] = self._scored(batch).cpu().numpy()
+        found: NDArray[np.float32] = self.begin(batch).wait().numpy()
         return found[:, : len(self._names)]
 
     def _scored(self, batch: RowBatch) -> torch.Tensor:
@@ -137,13 +145,13 @@ class ScoredScreen(SamplingScreen):
         chosen = self._choose(batch, _NONE)
         if not chosen:
             return []
-        look = _Look(found.cpu().numpy(), None, np.empty(0, np.float32), _NONE)
+        look = _Look(found.numpy(), None, np.empty(0, np.float32), _NONE)
         return [self._told(choice, look) for choice in chosen]
 
     def _look(self, batch: RowBatch, found: torch.Tensor) -> _Look:
         """What the choice goes by."""
         read = _are_read(batch)
-        table: NDArray[np.float32] = found.cpu().numpy()
+        table: NDArray[np.float32] = found.numpy()
         scores, beside = table[:, : len(self._names)], table[:, len(self._names) :]
         anomaly = self._directions.anomaly
         anomalies = None if anomaly is None else anomaly.scores(beside, read)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from nae_monitor.host_copy import to_device
 from nae_monitor.records import Phase
 from nae_monitor.screen.direction_files import SCALED
 from nae_monitor.screen.directions import Directions, scale_of, unit_rows
@@ -53,7 +54,7 @@ class Scorer:
             of = scale_of(phases[0]) if phases else Phase.PROMPT
             return self._scores(unit, of)
         prompt = [scale_of(phase) is Phase.PROMPT for phase in phases]
-        at = torch.tensor(prompt, device=self.device)[:, None]
+        at = to_device(torch.tensor(prompt), self.device)[:, None]
         return torch.where(
             at, self._scores(unit, Phase.PROMPT), self._scores(unit, Phase.COMPLETION)
         )

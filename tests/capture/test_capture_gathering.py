@@ -16,6 +16,7 @@ from nae_monitor.capture import TransformersTap, request_scope
 from nae_monitor.capture.gathering import GatheredSteps, learn_steps
 from nae_monitor.capture.sequences import Sequences
 from nae_monitor.health import Health
+from nae_monitor.host_copy import HostCopy
 from nae_monitor.settings import CaptureSettings
 
 Build = Callable[..., TransformersTap]
@@ -189,3 +190,33 @@ def test_any_gathering_learns_what_single_steps_would(
     for sequence, _, token, step, column in together[0]:
         assert columns[step][sequence] == token
         assert column == sequence
+
+
+def test_token_ids_leave_the_device_before_their_pass_and_are_read_once_it_is_over() -> None:
+    class Copy:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.content, self.on_host = tensor.clone(), torch.full_like(tensor, -1)
+
+        def query(self) -> bool:
+            return False
+
+        def synchronize(self) -> None:
+            self.on_host.copy_(self.content)
+
+    copies: list[Copy] = []
+
+    def copier(tensor: torch.Tensor) -> HostCopy:
+        copies.append(Copy(tensor))
+        return HostCopy(copies[-1].on_host, copies[-1])
+
+    gathered = GatheredSteps(limit_steps=2, limit_s=10.0, copier=copier)
+    for step in (1, 2):
+        ids = torch.tensor([[step], [10 * step]])
+        gathered.begin(ids)
+        ids.zero_()
+        assert len(copies) == step
+        assert (copies[-1].on_host == -1).all()  # nobody waited
+        gathered.keep(torch.ones(2, 4))
+    steps = gathered.take()
+    assert steps is not None
+    assert steps.token_ids == [[1, 10], [2, 20]]

@@ -16,6 +16,7 @@ CONTRACT = {
     "records",
     "errors",
     "health",
+    "host_copy",
     "settings",
     "placement_settings",
     "sink_settings",
