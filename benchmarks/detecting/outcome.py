@@ -159,7 +159,7 @@ def claims(
         stated.append(_claim(title, point.both.recall, "", bound))
     if best in at:
         rival = max(single, key=lambda line: line.recall.value)
-        over = _difference(at[best].cascade.scored, rival.scored)
+        over = difference(at[best].cascade.scored, rival.scored)
         stated.append(_claim(f"cascade above the {rival.name}", over, "TPR", Bound(0.0001)))
     stated += [_claim(f"{line.name}: AUROC", line.area, "", AREA_OF_CHANCE) for line in controls]
     return stated
@@ -169,7 +169,8 @@ def _claim(name: str, found: Interval, unit: str, bound: Bound | None) -> Claim:
     return Claim(name, found.value, found.low, found.high, unit, bound)
 
 
-def _difference(first: Scored, second: Scored) -> Interval:
+def difference(first: Scored, second: Scored) -> Interval:
+    """By how much recall differs; the same conversations in each round."""
     drawn = []
     for number in range(1_000):
         a, b = (recall(resampled(s, np.random.default_rng([7, number]))) for s in (first, second))
