@@ -2,11 +2,13 @@
 
 Fitted on the validation split and measured on the test split of the pair's own corpus, on claims
 that strings can check. One position a document; several texts a position are drawn, which takes
-most of the time and is kept for the next run.
+most of the time and is kept: a run whose minutes are over measures what there is, and the next one
+goes on from there.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +41,8 @@ from nae_monitor.train.splits import split_corpus
 from nae_monitor.train.themes import KINDS
 
 FITTED, MEASURED = "validation", "test"
-QUICK_DOCUMENTS = 40
+QUICK_DOCUMENTS = 60
+MINUTES, QUICK_MINUTES = 12.0, 2.0
 BATCH = 32
 
 
@@ -48,12 +51,15 @@ def main(
         EMBEDDED_AV
     ),
     ar: Annotated[str, typer.Option(help="Reconstructor, likewise.")] = EMBEDDED_AR,
-    documents: Annotated[int, typer.Option(min=1, help="Of each split, at most.")] = 130,
+    documents: Annotated[int, typer.Option(min=1, help="Of each split, at most.")] = 200,
     texts: Annotated[
         Path | None, typer.Option(help="Where drawn texts are kept; the cache if not given.")
     ] = None,
     write: Annotated[
         Path | None, typer.Option(help="Write the fit to this file, and list its checksum.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Of drawing texts; 12, with --quick 2.")
     ] = None,
     quick: QuickOption = False,
     json_file: JsonOption = None,
@@ -62,11 +68,16 @@ def main(
     with clear_errors(json_file):
         machine = describe(seconds=0.2 if quick else 1.0)
         size = min(documents, QUICK_DOCUMENTS) if quick else documents
+        if minutes is None:
+            minutes = QUICK_MINUTES if quick else MINUTES
+        until_s = time.monotonic() + 60 * minutes
         with progress() as report:
-            nla_id, seed, drawn = _drawn(resolve_nla(av), resolve_nla(ar), size, texts, report)
+            halves = resolve_nla(av), resolve_nla(ar)
+            nla_id, seed, drawn = _drawn(*halves, size, texts, until_s, report)
         models, found = _compared(drawn, seed)
         if not found:
-            raise InputDataError("too few claims of any type to fit; ask for more documents")
+            message = f"{len(drawn)} documents hold too few claims of any type to fit"
+            raise InputDataError(f"{message}; run it again, and it draws more")
         if write is not None:
             calibration = _calibration(nla_id, drawn, models)
             write_support(write, calibration)
@@ -82,7 +93,7 @@ def main(
 
 
 def _drawn(
-    av: Path, ar: Path, size: int, texts: Path | None, report: Progress
+    av: Path, ar: Path, size: int, texts: Path | None, until_s: float, report: Progress
 ) -> tuple[str, int, list[Drawn]]:
     recipe = recipe_of(ar)
     every = split_corpus(recipe)
@@ -104,6 +115,7 @@ def _drawn(
         place,
         seed=recipe.seed,
         progress=report,
+        until_s=until_s,
     )
     return nla.nla_id, recipe.seed, drawn
 
@@ -145,8 +157,8 @@ def _calibration(
 def _notes(drawn: Sequence[Drawn]) -> list[str]:
     seconds = sum(one.sample_s for one in drawn) / max(1, len(drawn))
     return [
-        f"{len(drawn)} documents, {SAMPLES} further texts and {2 * REACH} neighbours each; "
-        f"a further text took {seconds:.2f} s.",
+        f"{len(drawn)} documents, of which {sum(one.split == FITTED for one in drawn)} to fit on.",
+        f"{SAMPLES} further texts and {2 * REACH} neighbours of each; a text took {seconds:.2f} s.",
         "A theme is true where it names the kind that the document's source has: one of twenty.",
         "Quoted words and tokens are checked in the document up to the position, so that at run "
         "time they need no estimate.",

@@ -15,6 +15,7 @@ from confabulation.figures import (
     brier,
     ece,
     ece_of_chance,
+    fifths,
     risk_at,
     with_interval,
 )
@@ -60,6 +61,7 @@ class Comparison:
     ahead: Measure  # AUROC of ours less that of FVE alone
     spared: Measure  # risk at full coverage less that at half
     ece_floor: float  # of estimates that were exactly right, on as many claims
+    fifths: Sequence[tuple[float, float]]  # ours, by bins: estimated, and untrue
 
 
 def compare(
@@ -106,6 +108,7 @@ def compare(
         with_interval("ahead", _ahead, paired, untrue, digests, seed),
         with_interval("spared", _spared, ours, untrue, digests, seed),
         ece_of_chance(ours, seed),
+        fifths(ours, untrue),
     )
 
 

@@ -7,6 +7,7 @@ texts are kept as JSON Lines; a run that was stopped goes on behind its last who
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from nae_monitor.train.themes import theme_of
 
 SAMPLES = 5  # further texts of the same vector, at the temperature that a hit's resamples have
 REACH = 1  # tokens to either side whose greedy texts are read
-CHUNK = 12  # documents whose texts are written at once
+CHUNK = 6  # documents whose texts are written at once
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,12 +69,18 @@ def draw(
     *,
     seed: int,
     progress: Progress,
+    until_s: float = math.inf,
 ) -> list[Drawn]:
-    """Draw what ``path`` does not hold yet; all of it, in the documents' order."""
+    """Draw what ``path`` does not hold yet; all of it, in the documents' order.
+
+    Nothing more is begun at ``until_s``, monotonic seconds; then the last documents are missing.
+    """
     done = read_drawn(path)
     left = [(d, s) for d, s in documents if d.digest not in done]
     for start in range(0, len(left), CHUNK):
-        progress("texts", len(done), len(documents))
+        progress("texts", len(documents) - len(left) + start, len(documents))
+        if time.monotonic() >= until_s:
+            break
         part = left[start : start + CHUNK]
         found = _positions(nla, target, tokenizer, part, options, seed)
         digests = {one.digest for one in found}
@@ -82,7 +89,7 @@ def draw(
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         done = read_drawn(path)
-    every = (done[d.digest] for d, _ in documents)
+    every = (done.get(d.digest) for d, _ in documents)
     return [one for one in every if one is not None]
 
 

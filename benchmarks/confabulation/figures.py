@@ -23,6 +23,12 @@ def ece(estimates: np.ndarray, untrue: np.ndarray) -> float:
     return float(sum(gaps) / len(estimates))
 
 
+def fifths(estimates: np.ndarray, untrue: np.ndarray) -> list[tuple[float, float]]:
+    """Of the bins of :func:`ece`: the mean estimate, and the share that is untrue."""
+    parts = np.array_split(np.argsort(estimates, kind="stable"), min(BINS, len(estimates)))
+    return [(float(estimates[p].mean()), float(untrue[p].mean())) for p in parts if len(p)]
+
+
 def ece_of_chance(estimates: np.ndarray, seed: int) -> float:
     """The ECE that estimates which are exactly right would show on so few claims, on average."""
     rng = np.random.default_rng(seed)

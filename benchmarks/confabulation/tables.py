@@ -8,6 +8,7 @@ from reporting.claims import Bound, Claim
 from rich.table import Table
 
 from confabulation.compared import CONSTANT, FVE, OURS, Comparison
+from confabulation.figures import BINS
 from nae_monitor.decode.support import ClaimType
 from nae_monitor.train.intervals import Measure
 
@@ -44,7 +45,12 @@ def tables(found: Sequence[Comparison]) -> list[Table]:
             _cell(figures[FVE]["AUROC"]),
         )
     theme = [one for one in found if one.type is ClaimType.THEME]
-    return [by_type, *(_estimators(one) for one in theme), *(_risks(one) for one in theme)]
+    return [
+        by_type,
+        *(_estimators(one) for one in theme),
+        *(_risks(one) for one in theme),
+        _fifths(found),
+    ]
 
 
 def _estimators(one: Comparison) -> Table:
@@ -64,6 +70,17 @@ def _risks(one: Comparison) -> Table:
     for estimator in one.estimators:
         if estimator.name in (OURS, FVE, CONSTANT):
             table.add_row(estimator.name, *(_cell(estimator.figures[name]) for name in RISKS))
+    return table
+
+
+def _fifths(found: Sequence[Comparison]) -> Table:
+    table = Table(title="What P(unsupported) said and what was untrue, by fifths of the claims")
+    table.add_column("claim")
+    for number in range(BINS):
+        table.add_column(str(number + 1))
+    for one in found:
+        said = (f"{estimate:.2f}: {untrue:.2f}" for estimate, untrue in one.fifths)
+        table.add_row(one.type.value, *said)
     return table
 
 
