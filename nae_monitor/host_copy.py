@@ -52,7 +52,8 @@ def to_host(tensor: torch.Tensor) -> HostCopy:
     if not tensor.is_cuda:
         return HostCopy(tensor.to("cpu"))
     with torch.cuda.device(tensor.device):
-        on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        # Named, since the host may have set another default.
+        on_host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         on_host.copy_(tensor, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
@@ -73,7 +74,7 @@ def copy_rows(vectors: torch.Tensor, rows: Sequence[int], dtype: torch.dtype) ->
     of them at once.
     """
     vectors = vectors.detach()
-    places = to_device(torch.tensor(rows, dtype=torch.long), vectors.device)
+    places = to_device(torch.tensor(rows, dtype=torch.long, device="cpu"), vectors.device)
     if not vectors.is_cuda:
         return to_host(vectors.index_select(0, places).to(dtype))
     with torch.cuda.device(vectors.device):

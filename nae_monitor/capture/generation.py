@@ -225,7 +225,7 @@ class Generation:
             tuple(row.position for row in rows),
             tuple(row.token_id for row in rows),
             (Phase.COMPLETION,) * len(rows),
-            None if everything else to_device(torch.tensor(at), self._sink.device),
+            None if everything else to_device(torch.tensor(at, device="cpu"), self._sink.device),
             shape,
         )
 

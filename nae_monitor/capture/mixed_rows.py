@@ -37,7 +37,9 @@ class MixedRows:
         if len(self) == self.total_rows:
             vectors = hidden.clone()
         else:
-            vectors = hidden.index_select(0, to_device(torch.tensor(self.flat), hidden.device))
+            vectors = hidden.index_select(
+                0, to_device(torch.tensor(self.flat, device="cpu"), hidden.device)
+            )
         return RowBatch(
             requests=tuple(self.requests),
             request_index=tuple(self.request_index),

@@ -54,7 +54,7 @@ class Scorer:
             of = scale_of(phases[0]) if phases else Phase.PROMPT
             return self._scores(unit, of)
         prompt = [scale_of(phase) is Phase.PROMPT for phase in phases]
-        at = to_device(torch.tensor(prompt), self.device)[:, None]
+        at = to_device(torch.tensor(prompt, device="cpu"), self.device)[:, None]
         return torch.where(
             at, self._scores(unit, Phase.PROMPT), self._scores(unit, Phase.COMPLETION)
         )

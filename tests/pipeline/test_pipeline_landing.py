@@ -56,7 +56,8 @@ class Flight:
         self.on_host = torch.full_like(tensor, float("nan"))
 
     def arrive(self) -> None:
-        self.on_host.copy_(self._content)
+        with torch.inference_mode():  # as it may have been made
+            self.on_host.copy_(self._content)
         self._here.set()
 
     def fail(self, fault: Exception) -> None:
@@ -129,10 +130,11 @@ def test_who_generates_never_waits_and_the_background_thread_takes_what_comes(
 ) -> None:
     seen = Seen()
     here = rich(bench, device, wait_s, observer=seen)
-    here.start("r")
-    here.vectors("r", range(3), rows(0.0, 5.0, 0.0))
-    here.vectors("r", range(3, 6), rows(6.0, 0.0, 0.0))
-    here.finish("r")
+    with torch.inference_mode():  # as in `generate`; the background thread is outside
+        here.start("r")
+        here.vectors("r", range(3), rows(0.0, 5.0, 0.0))
+        here.vectors("r", range(3, 6), rows(6.0, 0.0, 0.0))
+        here.finish("r")
     assert here.counter("tokens.screened") == 0
     assert here.verdict("r", wait_s=0.0).state is VerdictState.UNDECIDED
     for flight in device.flights:
