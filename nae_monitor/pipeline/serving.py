@@ -112,7 +112,7 @@ class ServingSide:
         if self._stopping.is_set():
             self._health.count_each("dropped.closed", amounts)
             return
-        if not self._circuit.allows():
+        if not (self._circuit.allows() and self._scoring.allows()):
             self._health.count_each("dropped.screen_circuit_open", amounts)
             return
         begun: HostCopy | None = None

@@ -247,6 +247,9 @@ def test_scoring_that_cannot_begin_is_counted_and_never_clean(bench: MakeBench) 
     verdict = here.one("r")
     assert verdict.state is VerdictState.UNDECIDED
     assert verdict.coverage.dropped_tokens == {"screen_failed": 3}
+    for number in range(10):
+        assert here.one(f"r{number}").state is VerdictState.UNDECIDED
+    assert here.counter("dropped.screen_circuit_open") > 0  # it is not tried every time
 
 
 def test_who_may_be_held_for_a_judgement_waits_for_the_scores(
