@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recording_parts import prompt_row
 
 from nae_monitor.errors import ConfigurationError, RecordingError, VectorError
 from nae_monitor.recording import Recording, RecordingWriter, RequestRecord, open_recordings
@@ -471,10 +472,7 @@ def test_iterating_a_long_recording_holds_one_file_at_a_time(tmp_path: Path) -> 
     with RecordingWriter(
         tmp_path / "run", manifest={}, d_model=width, content="none", rotate_rows=1000
     ) as writer:
-        row = activation(0)
-        wide = Activation(
-            row.request, 0, 1, "t", Phase.PROMPT, 3, torch.ones(width), SampleReason.RANDOM
-        )
+        wide = prompt_row(torch.ones(width))
         for _ in range(rows):
             writer.write_activation(wide, None)
     recording = Recording.open(tmp_path / "run")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recording_parts import clean_request, prompt_row, write_undecoded
 
 from nae_monitor.recording import (
     Recording,
@@ -204,28 +205,14 @@ def test_findings_come_back_as_they_went_in_and_lines_are_canonical(items: list[
 
 
 def test_a_lone_surrogate_is_recorded_as_the_replacement_character(tmp_path: Path) -> None:
-    request = Request("r", "r", "m")
     with RecordingWriter(tmp_path / "run", manifest={}, d_model=1, content="full") as writer:
-        writer.write_activation(
-            Activation(
-                request, 0, 1, "a\ud800b", Phase.PROMPT, 1, torch.ones(1), SampleReason.RANDOM
-            ),
-            None,
-        )
+        writer.write_activation(prompt_row(torch.ones(1), token="a\ud800b"), None)
     (row,) = Recording.open(tmp_path / "run").activations()
     assert row.activation.token == "a\ufffdb"
 
 
 def test_transcripts_of_a_recorded_request_end_at_the_judged_token() -> None:
-    record = RequestRecord(
-        request=Request("r", "r", "m"),
-        prompt_text="ab",
-        prompt_tokens=2,
-        output_tokens=3,
-        coverage=Coverage(0, 0, 0, 0, 0, 0, {}),
-        state=VerdictState.CLEAN,
-        output_token_texts=("c", "d", "e"),
-    )
+    record = clean_request(2, 3, output_token_texts=("c", "d", "e"))
     assert transcript_for(record, 1) == Transcript("ab", "")
     assert transcript_for(record, 2) == Transcript("ab", "c")
     assert transcript_for(record, 4) == Transcript("ab", "cde")
@@ -235,15 +222,7 @@ def test_transcripts_of_a_recorded_request_end_at_the_judged_token() -> None:
 
 def test_token_lists_must_agree_with_their_counts() -> None:
     with pytest.raises(ValueError, match="prompt_token_ids has 1 entries"):
-        RequestRecord(
-            request=Request("r", "r", "m"),
-            prompt_text="ab",
-            prompt_tokens=2,
-            output_tokens=0,
-            coverage=Coverage(0, 0, 0, 0, 0, 0, {}),
-            state=VerdictState.CLEAN,
-            prompt_token_ids=(1,),
-        )
+        clean_request(2, 0, prompt_token_ids=(1,))
 
 
 def reference_file(path: Path, kind: pa.DataType, rows: int = 5) -> np.ndarray:
@@ -286,12 +265,8 @@ def test_a_parquet_file_with_nothing_but_vectors_opens(tmp_path: Path) -> None:
 
 
 def test_our_files_open_the_way_the_reference_client_reads_them(tmp_path: Path) -> None:
-    request = Request("r", "r", "m")
     vector = torch.arange(D_MODEL, dtype=torch.float16)
-    with RecordingWriter(tmp_path / "run", manifest={}, d_model=D_MODEL, content="none") as writer:
-        writer.write_activation(
-            Activation(request, 0, 1, "a", Phase.PROMPT, 1, vector, SampleReason.RANDOM), None
-        )
+    write_undecoded(tmp_path / "run", [vector], D_MODEL)
     file = pq.ParquetFile(tmp_path / "run" / "activations-00000.parquet")
     batch = next(file.iter_batches(batch_size=3, columns=["activation_vector"]))
     flat = batch.column("activation_vector").flatten().to_numpy(zero_copy_only=False)

@@ -6,12 +6,14 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording_parts import clean_request, write_undecoded
 
 from nae_monitor.errors import ConfigurationError, EngineError, RecordingError
 from nae_monitor.health import Health
@@ -290,27 +292,15 @@ def test_text_that_was_withheld_is_decoded_again_and_never_judged(tmp_path: Path
     assert verdicts == {VerdictState.UNDECIDED}
 
 
-def bad_vectors(path: Path) -> None:
-    request = Request("r", "r", "model-a")
-    values = [1.0, float("nan"), float("inf"), 0.0, 2.0]
-    with RecordingWriter(
-        path, manifest={"layer": LAYER}, d_model=D_MODEL, content="full"
-    ) as writer:
-        for position, value in enumerate(values):
-            vector = torch.full((D_MODEL,), value)
-            writer.write_activation(
-                Activation(
-                    request, position, 1, "t", Phase.PROMPT, LAYER, vector, SampleReason.RANDOM
-                ),
-                None,
-            )
-        writer.write_request(
-            RequestRecord(request, "p", 5, 0, Coverage(5, 5, 5, 0, 0, 0, {}), VerdictState.CLEAN)
-        )
-
-
 def test_bad_vectors_are_counted_and_never_decoded(tmp_path: Path) -> None:
-    bad_vectors(tmp_path / "live")
+    values = [1.0, float("nan"), float("inf"), 0.0, 2.0]
+    seen = Coverage(5, 5, 5, 0, 0, 0, {})
+    write_undecoded(
+        tmp_path / "live",
+        [torch.full((D_MODEL,), value) for value in values],
+        D_MODEL,
+        clean_request(5, 0, coverage=seen),
+    )
     health, decoder = Health(), FakeDecoder()  # the decoder asserts finite, nonzero input
     done = run(tmp_path, decoder=decoder, health=health)
     assert (done.rows, done.judged, dict(done.dropped)) == (5, 2, {"bad_vector": 3})
@@ -431,16 +421,7 @@ def test_several_recordings_are_replayed_as_one(tmp_path: Path) -> None:
 
 def test_tens_of_thousands_of_rows_replay_in_bounded_memory(tmp_path: Path) -> None:
     width, rows = 32, 15_000
-    request = Request("r", "r", "m")
-    with RecordingWriter(tmp_path / "live", manifest={}, d_model=width, content="full") as writer:
-        vector = torch.ones(width)
-        for position in range(rows):
-            writer.write_activation(
-                Activation(
-                    request, position, 1, "t", Phase.PROMPT, LAYER, vector, SampleReason.RANDOM
-                ),
-                None,
-            )
+    write_undecoded(tmp_path / "live", repeat(torch.ones(width), rows), width)
 
     class Quiet(WordJudge):
         def judge(self, *row: object) -> tuple[Finding, ...]:
