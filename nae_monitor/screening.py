@@ -8,11 +8,11 @@ from pathlib import Path
 from nae_monitor.errors import ConfigurationError, Mark, Problem
 from nae_monitor.models import resolve_nla
 from nae_monitor.screen import Directions, SamplingScreen, ScoredScreen, read_directions
-from nae_monitor.screen.directions import FILE_NAME
+from nae_monitor.screen.directions import CONTRAST_FILE_NAME, FILE_NAME
 from nae_monitor.settings import Settings
 
 log = logging.getLogger("nae_monitor")
-SHIPPED, NONE = "rules", "none"
+SHIPPED, NONE = {"rules": FILE_NAME, "contrast": CONTRAST_FILE_NAME}, "none"
 
 
 def directions_for(settings: Settings, d_model: int, layer: int) -> Directions | None:
@@ -24,7 +24,8 @@ def directions_for(settings: Settings, d_model: int, layer: int) -> Directions |
     named = settings.screen.directions
     if named == NONE:
         return None
-    path = resolve_nla(settings.nla.ar) / FILE_NAME if named == SHIPPED else Path(named)
+    name = SHIPPED.get(named)
+    path = Path(named) if name is None else resolve_nla(settings.nla.ar) / name
     found = read_directions(path)
     if (found.d_model, found.layer) != (d_model, layer):
         is_of = f"is of width {found.d_model} and layer {found.layer}"

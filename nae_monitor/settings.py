@@ -114,8 +114,9 @@ class BudgetSettings:
 class ScreenSettings:
     """How rows are chosen for decoding.
 
-    ``directions`` is ``none`` (every n-th token), ``rules`` (the set that lies with the
-    reconstructor) or a file that ``nae-monitor screen build`` wrote.
+    ``directions`` is ``none`` (every n-th token), ``rules`` or ``contrast`` (sets that lie with
+    the reconstructor: from the rules' words, from labelled rows) or a file that ``nae-monitor
+    screen build`` wrote.
     """
 
     directions: str = "none"
@@ -129,7 +130,9 @@ class ScreenSettings:
         if not 0 <= self.random_share <= 1 or self.every_n_tokens < 1 or self.expire_s <= 0:
             raise ValueError("random_share is 0 to 1, every_n_tokens at least 1, expire_s above 0")
         if not 0 < self.decode_share <= 0.5 or not self.directions:
-            raise ValueError("decode_share is above 0 to 0.5; directions is none, rules or a file")
+            raise ValueError(
+                "decode_share is above 0 to 0.5; directions is none, rules, contrast or a file"
+            )
 
 
 @dataclass(frozen=True, slots=True)

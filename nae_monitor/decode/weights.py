@@ -30,8 +30,9 @@ FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
 NOT_OF_A_TRUNK = ("lm_head.weight", *(f"model.{name}.weight" for name in FINAL_NORMS))
 PER_BLOCK_LISTS = ("layer_types", "no_rope_layers", "sliding_window_pattern")
 EMBEDDING_KEYS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-SCREEN = "screen.safetensors"  # directions for the screen stage, which reads them
-_SIDE_FILES = ("value_head.safetensors", "fidelity.safetensors", SCREEN, ADAPTER_WEIGHTS)
+# Directions for the screen stage, which reads them.
+SCREENS = ("screen.safetensors", "screen-contrast.safetensors")
+_SIDE_FILES = ("value_head.safetensors", "fidelity.safetensors", *SCREENS, ADAPTER_WEIGHTS)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 

@@ -22,7 +22,9 @@ from nae_monitor.records import Phase
 from nae_monitor.screen.anomaly import Anomaly, fitted
 from nae_monitor.screen.pooling import Pool, Scores
 
-FILE_NAME = "screen.safetensors"  # in the reconstructor's directory, where a pair ships one
+# In the reconstructor's directory, where a pair ships them: from the rules' words, and from means
+# of labelled rows.
+FILE_NAME, CONTRAST_FILE_NAME = "screen.safetensors", "screen-contrast.safetensors"
 # Shares of ordinary rows, from half of them to one in ten thousand.
 SHARES = tuple(float(share) for share in np.geomspace(0.5, 1e-4, 64))
 

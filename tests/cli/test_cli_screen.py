@@ -15,6 +15,8 @@ from nae_monitor.recording import Recording
 from nae_monitor.records import SampleReason
 from nae_monitor.screen import read_directions, write_directions
 from nae_monitor.screen.directions import calibrated
+from nae_monitor.screening import directions_for
+from nae_monitor.settings import ScreenSettings, Settings
 
 Cli = Callable[..., Any]
 Config = Callable[..., str]
@@ -97,7 +99,11 @@ def test_a_monitor_spends_its_decodes_on_what_scores_and_records_the_scores(
 
 @pytest.mark.parametrize(
     ("directions", "message"),
-    [("none.safetensors", "is no file of screening directions"), ("rules", "screen build")],
+    [
+        ("none.safetensors", "is no file of screening directions"),
+        ("rules", "screen build"),
+        ("contrast", "screen build"),
+    ],
 )
 def test_directions_that_are_not_there_stop_the_start(
     cli: Cli, config: Config, prompts: Path, directions: str, message: str
@@ -133,3 +139,18 @@ def test_the_doctor_tells_how_rows_are_chosen(
     state, message = told(directions=str(built))
     assert (state, message.startswith("1 directions by contrast for")) == ("ok", True)
     assert told(directions=str(tmp_path / "none"))[0] == "fault"
+
+
+def test_both_sets_of_the_shipped_pair_fit_it_and_each_direction_beats_chance() -> None:
+    tags = {}
+    for name in ("rules", "contrast"):
+        made = directions_for(Settings(screen=ScreenSettings(directions=name)), 576, 20)
+        assert made is not None
+        told = made.provenance
+        tags[name] = (told["backend"], told["nla_id"], made.anomaly is not None)
+        assert set(told["validation_auroc"]) == set(made.names)
+        assert min(told["validation_auroc"].values()) > told["random_auroc"]
+    assert tags == {
+        "rules": ("ar", "smollm2-135m-l20-v3", True),
+        "contrast": ("contrast", "smollm2-135m-l20-v3", True),
+    }
