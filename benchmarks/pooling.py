@@ -32,8 +32,8 @@ from nae_monitor.train.held_out import recipe_of
 
 NOTES = (
     "TPR and AUROC: a logistic model of the largest score and the mean of the largest five",
-    "a pool begins anew behind tokens without a row, and has a scale of its own",
-    "gain: TPR less that of the unpooled scores on a scale made likewise, the same conversations",
+    "scale: deviations of ordinary rows, or of what ordinary conversations of the fit part pool to",
+    "gain: TPR less that without a pool on the same scale, the same conversations in each round",
 )
 
 
@@ -85,22 +85,30 @@ def _material(setting: Setting, quick: bool) -> Material:
 def shown(found: Sequence[Pooling]) -> Table:
     """A line each."""
     table = Table(title="scores pooled over tokens, 95 % intervals by conversation")
-    for name in ("directions", "pool", "TPR at 1 % FPR", "gain", "AUROC", "largest alone: TPR"):
-        table.add_column(name, justify="left" if name in ("directions", "pool") else "right")
+    told = ("directions", "scale", "pool")
+    for name in (*told, "TPR at 1 % FPR", "gain", "AUROC", "by the largest alone: TPR", "gain"):
+        table.add_column(name, justify="left" if name in told else "right")
     for one in found:
-        gain = "" if one.gain is None else str(one.gain)
-        table.add_row(one.choice, one.name, str(one.recall), gain, str(one.area), str(one.largest))
+        gain, more = ("" if g is None else str(g) for g in (one.gain, one.largest_gain))
+        figures = (str(one.recall), gain, str(one.area), str(one.largest), more)
+        table.add_row(one.choice, one.scale, str(one.pool or "none"), *figures)
     return table
 
 
 def claims_of(one: Pooling) -> list[Claim]:
     """Figures alone: nothing was promised of pooling."""
-    measured = {"TPR at 1 % FPR": one.recall, "AUROC": one.area, "largest alone: TPR": one.largest}
-    if one.gain is not None:
-        measured["gain in TPR"] = one.gain
+    measured = {
+        "TPR at 1 % FPR": one.recall,
+        "AUROC": one.area,
+        "TPR by the largest alone": one.largest,
+        "gain in TPR": one.gain,
+        "gain by the largest alone": one.largest_gain,
+    }
+    way = f"{one.choice}, {one.scale} scale, {one.pool or 'none'}"
     return [
-        Claim(f"{one.choice}, {one.name}: {name}", m.value, m.low, m.high)
+        Claim(f"{way}: {name}", m.value, m.low, m.high)
         for name, m in measured.items()
+        if m is not None
     ]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from detecting.conversations import Case
-from detecting.pooled import POOLS, pooled, poolings
+from detecting.pooled import POOLS, SCALES, pooled, poolings
 from detecting.rows import Talk
 from detecting.work import Material
 from hypothesis import given
@@ -87,15 +89,17 @@ def both() -> Directions:
 
 
 def test_an_average_finds_what_each_token_shows_a_little_of() -> None:
-    found = {one.name: one for one in poolings(made_up(1.2)) if one.choice == "ar"}
-    assert list(found) == [
-        "none, as shipped", "none", "ema:4", "ema:8", "ema:16", "max:4", "max:8", "max:16",
+    every = list(islice(poolings(made_up(1.2)), 2 * len(POOLS)))  # of `ar`
+    found = {(one.scale, str(one.pool)): one for one in every}
+    assert [pool for scale, pool in found if scale == "shipped"] == [
+        "None", "ema:4", "ema:8", "ema:16", "max:4", "max:8", "max:16",
     ]  # fmt: skip
-    gain = found["ema:8"].gain
-    assert gain is not None
-    assert gain.low > 0
-    assert found["ema:8"].area.value > found["none"].area.value > 0.5
-    assert found["none"].gain is None
-    (row,) = [c for c in claims_of(found["ema:8"]) if c.name.endswith("gain in TPR")]
-    assert (row.value, row.bound) == (gain.value, None)
-    assert shown(list(found.values())).row_count == 8
+    for scale in SCALES:
+        average, plain = found[scale, "ema:8"], found[scale, "None"]
+        assert plain.gain is None
+        assert average.gain is not None
+        assert average.gain.low > 0
+        assert average.area.value > plain.area.value > 0.5
+        (row,) = [c for c in claims_of(average) if c.name.endswith("gain in TPR")]
+        assert (row.value, row.bound) == (average.gain.value, None)
+    assert shown(every).row_count == len(every) == 14
