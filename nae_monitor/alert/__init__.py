@@ -6,7 +6,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from nae_monitor.alert.kafka import KafkaSink
 from nae_monitor.alert.kafka_security import problems_of_security
 from nae_monitor.alert.otel import OtelSink
 from nae_monitor.alert.otlp import OtlpSink
+from nae_monitor.alert.outbox_place import Relayed, outbox_path
 from nae_monitor.alert.privacy import ContentPolicy
 from nae_monitor.alert.sink import Sink
 from nae_monitor.alert.tail import JsonlTail, KafkaTail, ReadAlert, consume_kafka
@@ -162,8 +164,9 @@ def build_sinks(
     problems: list[Problem] = []
     sinks: dict[str, Sink] = {}
     named = _named(settings)
+    shared = _shared_outboxes(named.values())
     for name, (where, one) in named.items():
-        found = _check(one, where)
+        found = [*_check(one, where), *shared.get(where, ())]
         problems += found
         if not found:
             try:
@@ -209,6 +212,19 @@ def _none_takes_all(settings: AlertSettings) -> list[Problem]:
     return [Problem(Mark("alert.sinks"), message, mend)]
 
 
+def _shared_outboxes(named: Iterable[tuple[Mark, SinkSettings]]) -> dict[Mark, list[Problem]]:
+    """Sinks that name one file: at a restart the one would take over what the other left."""
+    first: dict[Path, Mark] = {}
+    problems: dict[Mark, list[Problem]] = {}
+    for where, one in named:
+        if isinstance(one.options, Relayed) and one.options.outbox is not None:
+            other = first.setdefault(outbox_path(one.options).resolve(), where)
+            if other is not where:
+                message = f"the outbox is that of {other.file}"
+                problems[where] = [Problem(where, message, "name a file of its own")]
+    return problems
+
+
 def _check(one: SinkSettings, where: Mark) -> list[Problem]:
     match one.options:
         case JsonlSettings():
@@ -223,6 +239,8 @@ def _check(one: SinkSettings, where: Mark) -> list[Problem]:
             )
         case WebhookSettings():
             return webhook.check(one.options, where)
+    if one.kind == "otel":
+        return otel.check(OtelSettings(), where)
     if one.kind in ("jsonl", "kafka", "webhook"):
         return [Problem(where, f"the {one.kind} sink has no options", "see the documentation")]
     return []

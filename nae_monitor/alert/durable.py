@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nae_monitor.alert.event import later_than_sequences_of, sequence_epoch
 from nae_monitor.alert.event_rewriting import narrowed
-from nae_monitor.alert.outbox import Outbox
+from nae_monitor.alert.outbox import UNREADABLE, Outbox
 from nae_monitor.alert.outbox_file import is_broken
 from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.alert.privacy import ContentPolicy
@@ -91,6 +91,7 @@ class DurableSink(ThreadedSink[list[Entry]]):
         self._events = self._bytes = 0
         self._oldest_unix_ns: int | None = None
         self._told_down: set[str] = set()
+        self._carried: list[Entry] = []  # was on the wire when a file was lost
         self._send_at_s = 0.0
         self._send_pause_s = 0.0
         super()._start_afresh()
@@ -161,9 +162,12 @@ class DurableSink(ThreadedSink[list[Entry]]):
         }
 
     def _step(self) -> None:
-        if self._outbox is None:
+        if self._outbox is None:  # in a forked child, or when a fresh file could not be had
             self._outbox = self._open_outbox()
         try:
+            if self._carried:
+                self._outbox.add(self._carried)
+                self._carried = []
             self._work(self._outbox)
         except sqlite3.DatabaseError as error:
             if not is_broken(error):
@@ -175,6 +179,7 @@ class DurableSink(ThreadedSink[list[Entry]]):
         if self._held and time.monotonic() >= self._retry_at_s:
             self._save(outbox)
         self._transmit(outbox)
+        self._tally.dropped(UNREADABLE, outbox.take_unreadable())
         self._forget_acknowledged(outbox)
         self._measure(outbox)
 
@@ -224,15 +229,24 @@ class DurableSink(ThreadedSink[list[Entry]]):
             log.warning("sink %s: the outbox %s can be written again", self.name, self._path)
 
     def _replace(self, outbox: Outbox) -> None:
-        """Go on with a fresh file; only what is still in memory is carried over."""
+        """Go on with a fresh file; only what is still in memory is carried over.
+
+        Where no fresh one can be had, a later step opens the outbox anew, as a start does.
+        """
         on_wire = [row for row in self._recall() if row.row_id not in self._acked]
         lost = max(0, outbox.events - len(self._acked) - len(on_wire))
         self._acked.clear()
-        self._tell_damaged(outbox.renew())
+        self._carried += [row.entry() for row in on_wire]
         self._tally.dropped("outbox_damaged", lost)
-        outbox.keep_fact(EPOCH, sequence_epoch())
-        outbox.add([row.entry() for row in on_wire])
-        self._measure(outbox)
+        try:
+            self._tell_damaged(outbox.renew())
+            outbox.keep_fact(EPOCH, sequence_epoch())
+            self._measure(outbox)
+        except (OSError, sqlite3.Error):
+            self._outbox = None
+            self._events = self._bytes = 0
+            outbox.close()
+            raise
 
     def _tell_damaged(self, aside: Path) -> None:
         self._tally.count("outbox_damaged")

@@ -6,6 +6,7 @@ keep it in memory. What must survive an outage goes through :mod:`nae_monitor.al
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
@@ -88,9 +89,12 @@ class OtelSink(RetryingSink):
 
 def check(settings: OtelSettings, where: Mark) -> list[Problem]:
     """What would keep the sink from working; a collector that is away is no problem."""
-    if settings.endpoint is None:
-        return []
     problems = []
+    if is_sdk_disabled(os.environ):
+        mend = "unset it, or take the otel sink out"
+        problems.append(Problem(where, "OTEL_SDK_DISABLED is set: no span is recorded", mend))
+    if settings.endpoint is None:
+        return problems
     if not _is_otlp_url(settings.endpoint):
         mend = "use http://HOST:4317 or https://HOST:4317"
         problems.append(Problem(where, f"endpoint {settings.endpoint!r} is no OTLP URL", mend))
@@ -98,6 +102,11 @@ def check(settings: OtelSettings, where: Mark) -> list[Problem]:
         mend = "pip install 'nae-monitor[otlp]', or leave endpoint out to use the host's providers"
         problems.append(Problem(where, "the OTLP gRPC exporter is not installed", mend))
     return problems
+
+
+def is_sdk_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether the SDK makes nothing, as the OpenTelemetry specification of its variables says."""
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def _is_otlp_url(endpoint: str) -> bool:

@@ -57,6 +57,7 @@ class Outbox:
         """
         self._max_bytes = max_bytes
         self.events = self.size_bytes = 0
+        self._unreadable = 0  # rows, since they were last told
         self._width = width("full")  # of the mode that rows are added under, once that is known
         self._fresh = FreshRows()
         opened = claim(path)
@@ -149,6 +150,7 @@ class Outbox:
                 unpacked = unpacked_headers(headers)
             except (ValueError, TypeError, AttributeError):
                 self.reject(number, UNREADABLE)
+                self._unreadable += 1
                 continue
             rows.append(Row(number, severity, key, unpacked, *more))
         return rows
@@ -172,6 +174,11 @@ class Outbox:
             gone = self._thin_rejected()
         self._count()
         return gone
+
+    def take_unreadable(self) -> int:
+        """How many damaged rows :meth:`after` has set aside since this was last asked."""
+        count, self._unreadable = self._unreadable, 0
+        return count
 
     def _thin_rejected(self) -> int:
         found = self._db.execute(

@@ -32,6 +32,8 @@ from nae_monitor.sink_settings import WebhookSettings
 
 MAX_RETRY_AFTER_S = 300.0
 ANSWER_BYTES = 4096  # read of an answer, so that its connection can be used again
+# Attempts at one alert, some minutes with their pauses, until the next one is tried in its place.
+STUCK_ATTEMPTS = 50
 _LATER = frozenset({408, 425, 429})  # and every 5xx: the same request may be taken later
 
 
@@ -39,7 +41,8 @@ class WebhookSink(RelayingSink):
     """``delivered`` means answered with 2xx.
 
     A far end that is away, slow, or says later (408, 425, 429, 5xx) is tried again with growing
-    pauses, and not before its ``Retry-After``; alerts wait in the outbox, in order. Any other
+    pauses, and not before its ``Retry-After``; alerts wait in the outbox, in order. An alert that
+    is answered with 5xx for minutes, while the next one is taken, is refused too. Any other
     answer, a redirect among them, refuses the alert: it is set aside and counted as ``refused``.
     """
 
@@ -78,16 +81,46 @@ class WebhookSink(RelayingSink):
     def _start_afresh(self) -> None:
         self._pool: urllib3.PoolManager | None = None  # its sockets would be the parent's too
         self._not_before_s = 0.0
+        self._at_fault = (-1, 0)  # the row that is answered with 5xx, and how often it was
         super()._start_afresh()
 
     def _carry(self, rows: Sequence[Row]) -> list[Fate]:
         fates: list[Fate] = []
         for row in rows:
-            fate = None if time.monotonic() >= self._stop_at_s else self._fate_of(row)
+            if time.monotonic() >= self._stop_at_s:
+                break
+            try:
+                fate = self._fate_of(row)
+            except Exception as error:
+                if not fates:
+                    raise
+                # What the others have come to must not be forgotten with this one's fault.
+                self._why_later = type(error).__name__
+                break
+            if fate is None and not fates and self._is_alone_at_fault(row, rows[1:]):
+                refused = Fate(f"answered_{self._why_later}")
+                return [refused, DELIVERED, *self._carry(rows[2:])]
             if fate is None:
                 break
             fates.append(fate)
         return fates
+
+    def _is_alone_at_fault(self, row: Row, others: Sequence[Row]) -> bool:
+        """Whether the far end fails over this row for good: it then has the next one already."""
+        if not self._why_later.startswith("5"):
+            return False
+        known, attempts = self._at_fault
+        self._at_fault = row.row_id, attempts + 1 if known == row.row_id else 1
+        if (
+            self._at_fault[1] < STUCK_ATTEMPTS
+            or not others
+            or self._not_before_s > time.monotonic()
+        ):
+            return False
+        why = self._why_later
+        taken = self._fate_of(others[0]) is DELIVERED
+        self._why_later = why
+        return taken
 
     def _fate_of(self, row: Row) -> Fate | None:
         """Delivered, refused, or None: later."""

@@ -203,3 +203,49 @@ def test_the_outbox_is_among_the_counts_of_its_sink(
     sink._oldest_unix_ns = time.time_ns() + 10**12  # the clock went back since
     assert sink.stats()["outbox_oldest_s"] == 0
     sink.close(0.5)
+
+
+def test_a_damaged_file_that_no_fresh_one_replaces_at_once_is_replaced_later(
+    sleeping_broker: Broker, tmp_path: Path, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_for(sleeping_broker, tmp_path, health)
+    wait_until(lambda: sink._outbox is not None)
+    first = sink._outbox
+    assert first is not None
+    damage = sqlite3.DatabaseError("damaged")
+    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    refusals = [damage]
+
+    def renew() -> Path:
+        raise OSError("no space for a fresh one")
+
+    def refresh() -> None:
+        if first.events and refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(first, "renew", renew)
+    monkeypatch.setattr(first, "refresh", refresh)
+    sink.emit(make_alert(0))
+    wait_until(lambda: sink._outbox not in (None, first))
+    sleeping_broker.start()
+    sink.emit(make_alert(1))
+    wait_until(lambda: sink.stats()["delivered"] >= 1)
+    assert sink.close(20) is False
+    assert sink.stats()["failed.OSError"] == 1
+
+
+def test_rows_that_cannot_be_read_are_counted_and_set_aside(
+    sleeping_broker: Broker, tmp_path: Path, health: Health
+) -> None:
+    sink = sink_for(sleeping_broker, tmp_path, health)
+    sink.emit(make_alert(0))
+    wait_until(lambda: sink.stats()["accepted"] == 1)
+    sink.close(1)
+    with closing(sqlite3.connect(tmp_path / "o.sqlite")) as db, db:
+        db.execute("UPDATE pending SET headers = x'ff'")
+    sleeping_broker.start()
+    again = sink_for(sleeping_broker, tmp_path, health)
+    again.emit(make_alert(1))
+    wait_until(lambda: again.stats()["delivered"] == 1)
+    again.close(20)
+    assert again.stats()["dropped.unreadable"] == 1

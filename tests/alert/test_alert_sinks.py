@@ -198,3 +198,26 @@ def test_with_full_the_same_places_do_show_content(
     places = [repr(event), (tmp_path / "alerts.jsonl").read_text()]
     assert all(canary in place for place in places for canary in CANARIES.values())
     assert CANARIES["explanation"] in out.getvalue()
+
+
+def test_two_sinks_with_one_outbox_stop_the_start(tmp_path: Path, health: Health) -> None:
+    file = str(tmp_path / "o.sqlite")
+    settings = AlertSettings(
+        (
+            SinkSettings("webhook", WebhookSettings("http://127.0.0.1:1/a", outbox=file)),
+            SinkSettings("kafka", KafkaSettings("127.0.0.1:1", outbox=file)),
+        )
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        build_sinks(settings, PrivacySettings(content="none"), health)
+    assert "the outbox is that of alert.sinks[0].webhook" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [None, OtelSettings(), OtelSettings("http://127.0.0.1:4317")])
+def test_a_disabled_sdk_stops_the_start_of_an_otel_sink(
+    options: OtelSettings | None, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    settings = AlertSettings((SinkSettings("otel", options),))
+    with pytest.raises(ConfigurationError, match="OTEL_SDK_DISABLED is set"):
+        build_sinks(settings, PrivacySettings(content="none"), health)

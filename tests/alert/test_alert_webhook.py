@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -20,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from nae_monitor.alert import build_sinks
+from nae_monitor.alert import build_sinks, webhook
 from nae_monitor.alert.event import occurrence_id
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.resend import restore_rejected, state_of
@@ -45,6 +46,7 @@ class Receiver:
     headers: dict[str, str] = field(default_factory=dict)  # of answers other than 200
     bodies: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)  # alert ids answered with 200
+    never: str = ""  # an alert that is answered with 500
     port: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -56,6 +58,8 @@ class Receiver:
         body = handler.rfile.read(int(handler.headers["content-length"]))
         self.bodies.append(({k.lower(): v for k, v in handler.headers.items()}, body))
         status = self.script.pop(0) if self.script else 200
+        if self.never and self.never == json.loads(body).get("id"):
+            status = 500
         if status == HANG:
             self.over.wait(60)
             handler.close_connection = True
@@ -396,3 +400,55 @@ def test_a_disk_that_takes_no_refusal_makes_no_good_alert_go_twice(
     assert full == [0]
     assert len(there.taken) == len(set(there.taken)) == 5
     assert sink.stats()["delivered"] == 5
+
+
+def test_an_alert_that_alone_is_never_taken_holds_up_no_other_for_good(
+    there: Receiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "STUCK_ATTEMPTS", 2)
+    bad = occurrence_id(make_alert(1))
+    there.never = bad
+    sink = sink_to(there.url, health, outbox=str(tmp_path / "o.sqlite"))
+    alerts = [make_alert(n) for n in range(5)]
+    for alert in alerts:
+        sink.emit(alert)
+    wait_until(lambda: len(there.taken) == 4)
+    assert sink.close(30) is False  # one was refused
+    assert there.taken == [occurrence_id(alert) for alert in alerts if occurrence_id(alert) != bad]
+    assert (sink.stats()["delivered"], sink.stats()["dropped.refused"]) == (4, 1)
+    with closing(sqlite3.connect(tmp_path / "o.sqlite")) as db:
+        assert db.execute("SELECT reason FROM rejected").fetchall() == [("answered_500",)]
+
+
+def test_a_far_end_that_takes_nothing_costs_no_alert_however_often_it_says_so(
+    there: Receiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "STUCK_ATTEMPTS", 2)
+    there.script = [500] * 9
+    sink = sink_to(there.url, health, outbox=str(tmp_path / "o.sqlite"))
+    alerts = [make_alert(n) for n in range(3)]
+    for alert in alerts:
+        sink.emit(alert)
+    wait_until(lambda: len(there.taken) == 3)
+    assert sink.close(30)
+    assert there.taken == [occurrence_id(alert) for alert in alerts]
+
+
+def test_a_fault_of_ours_at_one_alert_sends_no_earlier_one_again(
+    there: Receiver, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_to(there.url, health)
+    real, faults = sink._headers, [RuntimeError("ours")]
+
+    def headers(event_id: str, body: bytes) -> dict[str, str]:
+        if faults and event_id == occurrence_id(make_alert(2)):
+            raise faults.pop()
+        return real(event_id, body)
+
+    monkeypatch.setattr(sink, "_headers", headers)
+    alerts = [make_alert(n) for n in range(4)]
+    for alert in alerts:
+        sink.emit(alert)
+    wait_until(lambda: len(there.taken) == 4)
+    assert sink.close(30)
+    assert there.taken == [occurrence_id(alert) for alert in alerts]
