@@ -26,7 +26,11 @@ def sidecar_of(directory: Path) -> dict[str, Any]:
 
 
 class Actor:
-    """The verbalizer's half: prompt embeddings with the vector in the marker's place."""
+    """The verbalizer's half: prompt embeddings with the vector in the marker's place.
+
+    The client keeps the embedding table in bfloat16, whatever the file holds: what is computed here
+    is what it sends to its server for a pair that was exported in bfloat16.
+    """
 
     def __init__(self, directory: Path) -> None:
         meta = sidecar_of(directory)
