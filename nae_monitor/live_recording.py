@@ -28,6 +28,7 @@ def open_live_recording(
             "model": settings.target.model,
             "layer": parts.decoder.layer,
             "nla_id": parts.decoder.nla_id,
+            "nla_weights": parts.nla_weights,
             "rules_sha256": parts.rules_in_force().fingerprint,
             "keep": settings.record.keep,
             "special_token_ids": list(special_token_ids),

@@ -35,6 +35,7 @@ class Parts:
     live: LiveRules | None = None  # the rules in force, where they are read again
     directions: Directions | None = None  # that every row is scored against
     support: SupportCalibration | None = None  # of the pair; None: P(unsupported) is unknown
+    nla_weights: str | None = None  # precision that texts are written in; None: a server's own
 
     def rules_in_force(self) -> RuleSet:
         """The rules to judge by now."""
@@ -81,7 +82,8 @@ def load_parts(settings: Settings, health: Health) -> Parts:
             reconstructor=decoder,
         )
     judge = Judge(rules, encoder, health, calibration=calibration, reconstructor=decoder)
-    return Parts(decoder, rules, judge, live, directions, decoder.support)
+    weights = decoder.verbalizer.weights
+    return Parts(decoder, rules, judge, live, directions, decoder.support, weights)
 
 
 def _load_decoder(nla: NlaSettings, problems: list[Problem]) -> Nla | None:

@@ -51,6 +51,9 @@ class NlaSettings:
     seed: int = 0
     timeout_s: float = 30.0  # remote engines: deadline of one decode batch, retries included
     device: Literal["auto", "cpu", "cuda"] = "auto"  # torch engine and reconstructor
+    # Of the verbalizer on the CPU; what scores its texts stays in float32. With int8 some texts are
+    # others, and may depend on what is decoded beside them.
+    cpu_weights: Literal["float32", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         name, _, url = self.engine.partition(":")
@@ -60,6 +63,8 @@ class NlaSettings:
             raise ValueError("batch_size and max_new_tokens are at least 1, temperature at least 0")
         if self.timeout_s <= 0 or (self.ar_batch_size is not None and self.ar_batch_size < 1):
             raise ValueError("timeout_s is above 0, ar_batch_size at least 1")
+        if self.cpu_weights != "float32" and (self.engine != "torch" or self.device == "cuda"):
+            raise ValueError("cpu_weights is for engine torch on device cpu or auto")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from nae_monitor.cli.terminal import error_line, errors, json_line, output, quie
 
 if TYPE_CHECKING:
     from nae_monitor.health import Health
+    from nae_monitor.parts import Parts
     from nae_monitor.recording import Recording
     from nae_monitor.replay import Decoder, Judge, ReplayRun
     from nae_monitor.replay.decoding import Mode
@@ -182,7 +183,7 @@ def _replay(
             health=health,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
             model=settings.target.model,
-            manifest={"rules_sha256": parts.rules.fingerprint},
+            manifest=_manifest(parts, mode),
             hmac_key=content_key(settings.privacy),
         )
 
@@ -223,6 +224,12 @@ def _workers(
     job = Job(paths, stages.load, mode, batch_size, where, content, stages.key, key_id)
     gpus = float(settings.nla.device == "cuda")
     return workers(job, address=None if address == "local" else address, gpus_each=gpus)
+
+
+def _manifest(parts: Parts, mode: Mode) -> dict[str, Any]:
+    """Facts of the run; where nothing is decoded, what the recording says of its decodes stands."""
+    decoded = {} if mode == "rescore" else {"nla_weights": parts.nla_weights}
+    return {"rules_sha256": parts.rules.fingerprint, **decoded}
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

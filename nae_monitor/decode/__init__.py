@@ -11,7 +11,7 @@ from nae_monitor.decode.contract import (
 )
 from nae_monitor.decode.fidelity import Fidelity, fve, measure
 from nae_monitor.decode.merged import write_merged_ar, write_merged_av, write_merged_pair
-from nae_monitor.decode.nla import Decoder, Nla, general_path, load_nla
+from nae_monitor.decode.nla import Decoder, Nla, general_path, load_nla, verbalizer_weights
 from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
 from nae_monitor.decode.vectors import VectorScreen, check_vectors, screen_vectors
 from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer
@@ -42,6 +42,7 @@ __all__ = [
     "open_pair",
     "read_ar_contract",
     "screen_vectors",
+    "verbalizer_weights",
     "write_merged_ar",
     "write_merged_av",
     "write_merged_pair",

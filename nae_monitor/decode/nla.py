@@ -14,6 +14,7 @@ import torch
 from nae_monitor.decode.checkpoint import open_pair
 from nae_monitor.decode.contract import AvCheckpoint, FidelityReference
 from nae_monitor.decode.engines.fused import foreseen
+from nae_monitor.decode.engines.quantised import lacking
 from nae_monitor.decode.fidelity import measure
 from nae_monitor.decode.reconstructor import Reconstructor, load_reconstructor
 from nae_monitor.decode.support.calibration import SupportCalibration, shipped_support
@@ -151,7 +152,8 @@ def load_nla(
 ) -> Nla:
     """Check and load a pair; nothing is fetched.
 
-    On the CPU everything runs in float32; on CUDA in the checkpoint's own precision.
+    On the CPU everything runs in float32, but for a verbalizer whose weights the settings want
+    smaller; on CUDA in the checkpoint's own precision.
 
     Args:
         av_dir: verbalizer directory, official or adapter form.
@@ -163,7 +165,7 @@ def load_nla(
 
     Raises:
         CheckpointError: every broken rule of both directories and of their agreement.
-        UnsupportedError: CUDA is asked for and missing.
+        UnsupportedError: CUDA is asked for and missing; see also :func:`verbalizer_weights`.
     """
     device = _device(settings.device)
     av, ar = open_pair(
@@ -173,6 +175,7 @@ def load_nla(
         target_d_model=target_d_model,
         target_layer=target_layer,
     )
+    verbalizer_weights(av, settings)
     on_cpu = device.type == "cpu"
     av_dtype, ar_dtype = (
         torch.float32 if on_cpu else (c.source.config.dtype or torch.float32) for c in (av, ar)
@@ -195,6 +198,26 @@ def general_path(av: AvCheckpoint, settings: NlaSettings) -> str | None:
     if settings.engine != "torch":
         return None
     return foreseen(av.source.config, _device(settings.device))
+
+
+def verbalizer_weights(av: AvCheckpoint, settings: NlaSettings) -> str | None:
+    """Precision of the weights that will write; None where a server has them. Nothing is loaded.
+
+    Raises:
+        UnsupportedError: CUDA is asked for and missing, or ``nla.cpu_weights`` cannot be had.
+    """
+    if settings.engine != "torch":
+        return None
+    device, wanted = _device(settings.device), settings.cpu_weights
+    if device.type == "cpu":
+        fault = foreseen(av.source.config, device) or lacking() if wanted == "int8" else None
+    else:
+        fault = None if wanted == "float32" else f"it would run on {device.type}"
+    if fault is not None:
+        raise UnsupportedError(f"nla.cpu_weights cannot be {wanted} for this verbalizer: {fault}")
+    if device.type == "cpu":
+        return wanted
+    return str(av.source.config.dtype or torch.float32).removeprefix("torch.")
 
 
 def _device(name: str) -> torch.device:

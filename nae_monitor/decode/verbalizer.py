@@ -38,6 +38,11 @@ class Verbalizer:
         """Why the torch engine takes its general, slower path; None where it does not."""
         return self._engine.general_because if isinstance(self._engine, TorchEngine) else None
 
+    @property
+    def weights(self) -> str | None:
+        """Precision of the weights, as in ``float32`` or ``int8``; None where a server has them."""
+        return self._engine.weights if isinstance(self._engine, TorchEngine) else None
+
     def decode(
         self,
         vectors: torch.Tensor,
@@ -94,12 +99,17 @@ def load_verbalizer(
 
     Raises:
         CheckpointError: the weights cannot be loaded.
+        UnsupportedError: the settings ask for 8-bit weights that cannot be had.
     """
     name, _, url = settings.engine.partition(":")
     if name == "torch":
         model = load_causal_lm(checkpoint.source, dtype=dtype, device=device)
         local = TorchEngine(
-            model, checkpoint.tokenizer, batch_size=settings.batch_size, is_frozen=True
+            model,
+            checkpoint.tokenizer,
+            batch_size=settings.batch_size,
+            is_frozen=True,
+            is_int8=settings.cpu_weights == "int8",
         )
         builder = PromptBuilder(checkpoint, local.prompt_rows(checkpoint.prompt_ids))
         return Verbalizer(checkpoint, builder, local)

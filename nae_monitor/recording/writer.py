@@ -61,8 +61,9 @@ class RecordingWriter:
     Args:
         directory: made if missing; must not hold a recording yet.
         manifest: JSON-able facts of the run, without content. Readers know ``model``, ``layer``
-            (K), ``nla_id``, ``rules_sha256``, ``special_token_ids``, ``replayed_from`` and ``keep``
-            (which rows were meant to be kept; see :class:`nae_monitor.settings.RecordSettings`).
+            (K), ``nla_id``, ``nla_weights`` (precision of the verbalizer that made its decodes),
+            ``rules_sha256``, ``special_token_ids``, ``replayed_from`` and ``keep`` (which rows were
+            meant to be kept; see :class:`nae_monitor.settings.RecordSettings`).
         d_model: width of every vector.
         vector_dtype: "float16" or "float32"; vectors are converted to it.
         content: what of prompts, outputs and decoded text is kept.

@@ -174,6 +174,7 @@ def run_manifest(
             "created_unix_ns": recording.manifest.get("created_unix_ns"),
             "complete": recording.complete,
             "keep": recording.keep,
+            "nla_weights": recording.manifest.get("nla_weights"),  # of decodes that are used again
         }
         for recording in recordings
     ]

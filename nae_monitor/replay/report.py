@@ -187,6 +187,7 @@ def _facts(recording: Recording) -> list[tuple[str, str, bool]]:
         ("Model", recording.model or "not recorded", True),
         ("Layer", "not recorded" if layer is None else str(layer), False),
         ("NLA", _text(manifest, "nla_id"), True),
+        ("NLA weights", _text(manifest, "nla_weights"), True),
         ("Rule set", _text(manifest, "rules_sha256")[:16], True),
         ("Recorded", moment(manifest.get("created_unix_ns")), False),
     ]

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from nae_monitor.decode.checkpoint import open_av
 from nae_monitor.decode.engines import fused
-from nae_monitor.decode.engines.fused import CacheShape, FusedDecoder, foreseen, unsupported
+from nae_monitor.decode.engines.fused import FusedDecoder, foreseen, unsupported
+from nae_monitor.decode.engines.key_values import CacheShape
 from nae_monitor.decode.engines.packed import PackedLinear
 from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import PromptBatch, Sampling

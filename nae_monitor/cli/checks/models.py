@@ -10,7 +10,7 @@ from nae_monitor.cli.checks.calibration import calibration
 from nae_monitor.cli.checks.check import Check, problem_check, problem_checks
 from nae_monitor.cli.checks.screen import screen
 from nae_monitor.cli.network import unreachable
-from nae_monitor.decode import AvCheckpoint, general_path, open_pair
+from nae_monitor.decode import AvCheckpoint, general_path, open_pair, verbalizer_weights
 from nae_monitor.errors import ConfigurationError, Mark, ModelError, Problem, UnsupportedError
 from nae_monitor.models import resolve_nla, resolve_target
 from nae_monitor.models.cache import cache_directory, is_whole
@@ -106,12 +106,14 @@ def _path(av: AvCheckpoint, nla: NlaSettings) -> list[Check]:
     if nla.engine != "torch":
         return []
     try:
-        reason = general_path(av, nla)
+        reason, weights = general_path(av, nla), verbalizer_weights(av, nla)
     except UnsupportedError as error:
-        return [Check("engine", "fault", str(error), "set nla.device to auto or cpu")]
+        mend = "set nla.device to auto or cpu, and nla.cpu_weights to float32"
+        return [Check("engine", "fault", str(error), mend)]
     if reason is None:
-        return [Check("engine", "ok", "torch, by the fused pass")]
-    return [Check("engine", "ok", f"torch, by the general, slower path: {reason}")]
+        return [Check("engine", "ok", f"torch, by the fused pass, weights in {weights}")]
+    what = f"torch, by the general, slower path, weights in {weights}: {reason}"
+    return [Check("engine", "ok", what)]
 
 
 def _reference(known: bool) -> str:

@@ -14,8 +14,8 @@ of a batch, which may flip a near tie. So wherever the best two scores lie close
 ``NEAR_TIE`` times the largest logit (noise between batch shapes, measured: about 2e-6), the row
 is scored again alone, from the start and without a cache, and that answer counts. A decision is
 then either far outside the noise or always taken on the same shape. This holds in float32, where
-it is tested; in half precision the noise is of the size of ordinary gaps and ties are left as
-they fall.
+it is tested; in half precision and with 8-bit weights the noise is of the size of ordinary gaps and
+ties are left as they fall.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from nae_monitor.decode.engines.fused import FusedDecoder, KeyValues, unsupported
+from nae_monitor.decode.engines.fused import FusedDecoder, unsupported
+from nae_monitor.decode.engines.key_values import KeyValues
+from nae_monitor.decode.engines.quantised import lacking
 from nae_monitor.decode.prompts import CLOSE_TAG, Generation, PromptBatch, Sampling
+from nae_monitor.errors import UnsupportedError
 
 log = logging.getLogger(__name__)
 NEAR_TIE = 1e-4
@@ -60,12 +63,23 @@ class TorchEngine:
         batch_size: how many prompts run at once.
         is_frozen: the weights never change while the engine lives, so that they may be laid out
             anew, which costs a copy of about half of them.
+        is_int8: of frozen weights in float32 the rounded ones of
+            :class:`~nae_monitor.decode.engines.fused.FusedDecoder` are kept alone.
+
+    Raises:
+        UnsupportedError: 8-bit weights that cannot be had of this model or on this machine.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int, is_frozen: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        is_frozen: bool = False,
+        is_int8: bool = False,
     ) -> None:
-        self._model = model
+        self._model: Any = None if is_int8 else model  # else it would hold the weights as they were
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._embed = model.get_input_embeddings()
@@ -73,10 +87,13 @@ class TorchEngine:
         self._dtype = self._embed.weight.dtype
         self._stop_ids = _stop_ids(model, tokenizer)
         self._last_ids = _ids_with(tokenizer, CLOSE_TAG[-1])
-        self._near_tie = NEAR_TIE if self._dtype == torch.float32 else 0.0
+        self.weights = "int8" if is_int8 else str(self._dtype).removeprefix("torch.")
+        self._near_tie = NEAR_TIE if self.weights == "float32" else 0.0
         reason = unsupported(model) if is_frozen else "the weights may change"
+        if is_int8 and (fault := reason or lacking()) is not None:
+            raise UnsupportedError(f"the verbalizer's weights cannot be int8: {fault}")
         self.general_because = reason  # None: the fused pass is used
-        self._fused = FusedDecoder(model) if reason is None else None
+        self._fused = FusedDecoder(model, is_int8=is_int8) if reason is None else None
         self._spare: KeyValues | None = None
         if is_frozen and reason is not None:
             log.info("the verbalizer decodes on the general, slower path: %s", reason)
