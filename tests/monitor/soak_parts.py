@@ -14,11 +14,13 @@ import pytest
 
 import nae_monitor
 from nae_monitor.monitor import Monitor
+from nae_monitor.recording import RecordingWriter
 from nae_monitor.records import VerdictState
 
 TEXTS = ("some plain words to learn from", "again and again", "words", "and words again")
 NEW_TOKENS = 100
 REMEMBERED = 8  # requests, where the package remembers 10,000
+WAITING_ROWS = 512  # for their file of a recording, where it takes 2,048
 WAIT_S = 120.0
 OURS = str(Path(nae_monitor.__file__).parent / "*")
 
@@ -31,10 +33,15 @@ class Held:
     size_bytes: int  # of everything that was allocated by a line of its own
 
 
-def remember_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make what is kept of finished requests by design small, so that it is full at once."""
-    monkeypatch.setattr("nae_monitor.pipeline.requests.VERDICT_LIMIT", REMEMBERED)
-    monkeypatch.setattr("nae_monitor.screen.budget.REQUEST_LIMIT", REMEMBERED)
+def remember_little(patch: pytest.MonkeyPatch) -> None:
+    """Make what is kept by design small, so that it is full at once."""
+    patch.setattr("nae_monitor.pipeline.requests.VERDICT_LIMIT", REMEMBERED)
+    patch.setattr("nae_monitor.screen.budget.REQUEST_LIMIT", REMEMBERED)
+    patch.setattr("nae_monitor.placement.reception.VERDICT_LIMIT", REMEMBERED)
+    patch.setattr("nae_monitor.placement.ledgers.LIMIT", REMEMBERED)
+    patch.setattr("nae_monitor.detect.decisions.MAX_REQUESTS", REMEMBERED)
+    patch.setattr("nae_monitor.health.Health.__init__.__defaults__", (REMEMBERED,))
+    patch.setitem(RecordingWriter.__init__.__kwdefaults__ or {}, "rotate_rows", WAITING_ROWS)
 
 
 def generate_tokens(monitor: Monitor, model: Any, tokens: int, name: str) -> None:

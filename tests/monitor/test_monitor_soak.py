@@ -18,7 +18,6 @@ def test_nothing_that_the_package_holds_grows_with_the_tokens(
 ) -> None:
     soak_parts.remember_little(monkeypatch)
     monitor = monitor_parts.monitor(tmp_path, rules=monitor_parts.NEVER, record=RecordSettings())
-    monitor.health._ledger_limit = soak_parts.REMEMBERED
     grown = soak_parts.growth(monitor, monitor_parts.target(), 800, 1200)
     assert monitor.close(30.0)
     # A few: what a thread had in hand. One a request would be 12, one a token 1,200.

@@ -141,9 +141,16 @@ def make_worker(settings: Settings, number: int = 0, decoder: Any = None, **opti
 
 
 def _main(
-    settings: Settings, number: int, decode_s: float, counters: str, environment: dict[str, str]
+    settings: Settings,
+    number: int,
+    decode_s: float,
+    counters: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
 ) -> None:
     os.environ.update(environment)  # the fork server began with that of an earlier test
+    if prepare is not None:
+        prepare()
     worker = make_worker(settings, number, SlowDecoder(decode_s) if decode_s else None)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     done = worker.run(deadline_s=30.0)
@@ -153,14 +160,25 @@ def _main(
 
 
 class WorkerProcess:
-    """One worker in a process of its own."""
+    """One worker in a process of its own, where ``prepare`` is called first."""
 
-    def __init__(self, settings: Settings, number: int = 0, decode_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        number: int = 0,
+        decode_s: float = 0.0,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self.directory = Path(settings.ipc.endpoints[0].removeprefix("ipc://")).parent.parent
         self._counters = self.directory / f"counters-{number}-{time.monotonic_ns()}.json"
-        arguments = (settings, number, decode_s, str(self._counters), dict(os.environ))
+        arguments = (settings, number, decode_s, str(self._counters), dict(os.environ), prepare)
         self._process = _SPAWNER.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """As ``kill -9``."""
@@ -183,9 +201,12 @@ class WorkerProcess:
 
 @contextmanager
 def worker_process(
-    settings: Settings, number: int = 0, decode_s: float = 0.0
+    settings: Settings,
+    number: int = 0,
+    decode_s: float = 0.0,
+    prepare: Callable[[], None] | None = None,
 ) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(settings, number, decode_s)
+    worker = WorkerProcess(settings, number, decode_s, prepare)
     try:
         yield worker
     finally:
