@@ -25,7 +25,7 @@ from nae_monitor.models import resolve_target
 from nae_monitor.train.files import make_directory
 
 Key = tuple[str, int]  # conversation, position
-BATCH, CHUNK, RECONSTRUCT_BATCH = 128, 256, 32
+BATCH, CHUNK, RECONSTRUCT_BATCH = 256, 256, 32
 
 
 @dataclass(frozen=True, slots=True)

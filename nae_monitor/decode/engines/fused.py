@@ -23,12 +23,16 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
 from nae_monitor.decode.engines.key_values import CacheShape, KeyValues, View
 from nae_monitor.decode.engines.packed import PackedLinear
-from nae_monitor.decode.engines.quantised import Int8Linear
+from nae_monitor.decode.engines.quantised import Int8Linear, lacking
+from nae_monitor.decode.engines.screened_head import Best, ScreenedHead
 
 # Frequencies that depend on neither the sequence's length nor the context's.
 _STATIC_ROPES = frozenset({"default", "linear", "llama3"})
 NOT_ON_CPU = "weights that are not on the CPU, where alone this pass was measured"
 MAX_COPY_BYTES = 4 * 1024**3  # of weights laid out anew; a host must not run out of memory by it
+MIN_SCREENED_WIDTH = (
+    256  # of fewer numbers an error is not nearly normal, and little would be saved
+)
 
 
 def foreseen(config: Any, device: torch.device) -> str | None:
@@ -113,13 +117,15 @@ class FusedDecoder:
         self._epsilon = float(model.model.norm.variance_epsilon)
         self._rotary = model.model.rotary_emb
         self._lm_head = PackedLinear(model.lm_head)
+        self._screened = _screened(model.lm_head)
         self._embedding = model.model.embed_tokens.weight
 
     @property
     def extra_bytes(self) -> int:
         """Of the copies."""
         linear = (p for b in self._blocks for p in (b.qkv, b.out, b.gate, b.up, b.down))
-        return self._lm_head.extra_bytes + sum(part.extra_bytes for part in linear)
+        head = 0 if self._screened is None else self._screened.extra_bytes
+        return head + self._lm_head.extra_bytes + sum(part.extra_bytes for part in linear)
 
     def cache(self, rows: int, capacity_tokens: int) -> KeyValues:
         """Empty caches for ``rows`` texts of at most ``capacity_tokens``, prompt included."""
@@ -135,7 +141,13 @@ class FusedDecoder:
         return functional.embedding(ids, self._embedding)[:, None]
 
     def forward(self, states: Tensor, cache: KeyValues, first: int, starts: list[int]) -> Tensor:
-        """What the last token of each row makes of all before it, [n, d]; see :meth:`logits`.
+        """What the last token of each row makes of all before it, [n, d]; see :meth:`logits`."""
+        return self.forward_all(states, cache, first, starts)[:, -1]
+
+    def forward_all(
+        self, states: Tensor, cache: KeyValues, first: int, starts: list[int]
+    ) -> Tensor:
+        """What each token makes of all before it, [n, t, d].
 
         Args:
             states: [n, t, d] inputs of rows ``first`` to ``first + n - 1`` of the cache.
@@ -150,7 +162,15 @@ class FusedDecoder:
             hidden = self._attend(hidden, block, index, view)
             normed = _rms(hidden, block.ff_norm, block.epsilon)
             hidden = block.down.plus(block.up.times(normed, block.gate.silu(normed)), hidden)
-        return hidden.view(count, tokens, width)[:, -1]
+        return hidden.view(count, tokens, width)
+
+    def best(self, states: Tensor) -> Best:
+        """The likeliest token after each of [n, d] last states."""
+        if self._screened is not None:
+            found = self._screened.best(_rms(states, self._norm, self._epsilon))
+            if found is not None:
+                return found
+        return Best.of(self.logits(states))
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [n, vocabulary] of [n, d] last states."""
@@ -167,6 +187,18 @@ class FusedDecoder:
         keys_all, values_all = view.store(index, rotated[:, self.heads :], values)
         attended = view.attention(rotated[:, : self.heads], keys_all, values_all)
         return block.out.plus(attended, hidden)
+
+
+def _screened(head: Any) -> ScreenedHead | None:
+    weight = head.weight.detach()
+    if (
+        weight.dtype != torch.float32
+        or weight.shape[1] < MIN_SCREENED_WIDTH
+        or head.bias is not None
+        or lacking() is not None
+    ):
+        return None
+    return ScreenedHead(weight)
 
 
 def _block(layer: Any, linear: type[Linear]) -> _Block:

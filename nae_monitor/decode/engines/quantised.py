@@ -22,6 +22,22 @@ _HALF_UP = torch.tensor(ZERO + 0.5, dtype=torch.float32, device="cpu")
 _TINY = 1e-30  # scale of a row of zeros
 
 
+class Int8Weights:
+    """[out, in] float32 weights as whole numbers, laid out for the product."""
+
+    def __init__(self, weight: Tensor) -> None:
+        shifted, scale = rounded_rows(weight)
+        self.scale = scale.flatten()  # [out]
+        self._zero = torch.zeros(len(weight), dtype=torch.int32, device="cpu")
+        steps = (shifted.to(torch.int16) - ZERO).to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(steps, None)
+        self.extra_bytes = self._packed.nbytes + self.scale.nbytes + self._zero.nbytes
+
+    def product(self, shifted: Tensor) -> Tensor:
+        """[n, in] of :func:`rounded_rows` to [n, out] float32, in steps of each row's scale."""
+        return _product(shifted, self._packed, self.scale, self._zero)
+
+
 class Int8Linear:
     """What :class:`~nae_monitor.decode.engines.packed.PackedLinear` gives, of rounded weights.
 
@@ -33,22 +49,17 @@ class Int8Linear:
     """
 
     def __init__(self, *layers: Any) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._weights = Int8Weights(torch.cat([layer.weight.detach() for layer in layers]))
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
-        shifted, scale = rounded_rows(weight)
-        self._scale = scale.flatten()
-        self._zero = torch.zeros(len(weight), dtype=torch.int32, device="cpu")
-        steps = (shifted.to(torch.int16) - ZERO).to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(steps, None)
-        self.extra_bytes = self._weight.nbytes + self._scale.nbytes + self._zero.nbytes
+        self.extra_bytes = self._weights.extra_bytes
         if self._bias is not None:
             self.extra_bytes += self._bias.nbytes
 
     def __call__(self, states: Tensor) -> Tensor:
         """[n, in] float32 to [n, sum of out]."""
         shifted, scale = rounded_rows(states)
-        result: Tensor = _product(shifted, self._weight, self._scale, self._zero).mul_(scale)
+        result = self._weights.product(shifted).mul_(scale)
         return result if self._bias is None else result.add_(self._bias)
 
     def silu(self, states: Tensor) -> Tensor:
