@@ -239,7 +239,7 @@ def greedy(
     last, found = torch.tensor([ids[-1] for ids in prompts]), []
     for step in range(reply_tokens):
         starts = [length - 1 + step for length in lengths]
-        last = decoder.forward(decoder.embed(last), cache, 0, starts).argmax(-1)
+        last = decoder.logits(decoder.forward(decoder.embed(last), cache, 0, starts)).argmax(-1)
         found.append(last)
     replies: list[list[int]] = torch.stack(found, dim=1).tolist()
     return replies

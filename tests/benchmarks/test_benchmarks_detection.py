@@ -16,7 +16,7 @@ from detecting.decodes import Journal
 from detecting.figures import Scored, auroc, recall, threshold_at
 from detecting.panel import Evidence, Panel
 from detecting.results import results
-from detecting.rows import Talk
+from detecting.rows import Talk, greedy
 from detecting.scoring import Sign
 from detecting.work import Material
 from detection import Setting, gathered
@@ -24,7 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from nae_monitor.decode.engines.fused import FusedDecoder
 from nae_monitor.screen import write_directions
 from nae_monitor.screen.directions import FILE_NAME, calibrated
 from nae_monitor.train.corpus import TrainingDocument
@@ -261,3 +263,19 @@ def test_a_large_budget_is_measured_on_a_part_of_the_conversations_but_learnt_on
     for case in telling.material.cases:
         assert (case.digest in covered) == (case.part == "fit" or in_subset(case.digest))
     assert set(Panel(telling.material).digests("test", True, cell)) <= covered
+
+
+def test_replies_are_what_the_target_generates_greedily() -> None:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=160, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    prompts = [[5, 9, 140, 7], [33, 2], [80, 81, 82, 83, 84, 85, 86]]
+    found = greedy(FusedDecoder(model), prompts, 9)
+    for prompt, reply in zip(prompts, found, strict=True):
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False)
+        assert reply == whole[0, len(prompt) :].tolist()
+    assert max(max(reply) for reply in found) >= config.hidden_size
