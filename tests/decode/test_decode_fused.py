@@ -152,3 +152,20 @@ def test_joined_layers_give_what_each_gives(has_bias: bool, dtype: torch.dtype) 
     with torch.inference_mode():
         expected = torch.cat([layer(states) for layer in layers], dim=1)
         torch.testing.assert_close(PackedLinear(*layers)(states), expected)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 12])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 12])
+@pytest.mark.parametrize("seeds", [(), tuple(range(20))])
+def test_a_draft_changes_no_text_whether_it_is_right_or_wrong(
+    tiny: Any, kept: int, max_new_tokens: int, seeds: tuple[int, ...]
+) -> None:
+    """Drafts that begin as some row's text does, right for that one and for parts of others."""
+    general, fast = engines(tiny, 6)
+    sampling = Sampling(max_new_tokens, 0.8 if seeds else 0.0, seeds)
+    batch = prompts(20)
+    row = general._row(batch, 0, Sampling(12))
+    general._run([row], 4, Sampling(12), {})
+    wrong = [(i + 1) % 50 for i in row.ids]
+    fast._draft = torch.tensor(row.ids[:kept] + wrong[kept:], dtype=torch.long)
+    assert fast.generate(batch, sampling) == general.generate(batch, sampling)

@@ -32,7 +32,8 @@ from nae_monitor.decode.engines.fused import FusedDecoder, unsupported
 from nae_monitor.decode.engines.key_values import KeyValues
 from nae_monitor.decode.engines.quantised import lacking
 from nae_monitor.decode.engines.screened_head import Best
-from nae_monitor.decode.prompts import CLOSE_TAG, OPEN_TAG, Generation, PromptBatch, Sampling
+from nae_monitor.decode.engines.text_end import TextEnd
+from nae_monitor.decode.prompts import OPEN_TAG, Generation, PromptBatch, Sampling
 from nae_monitor.errors import UnsupportedError
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ REFILL_SHARE = 8  # prompts enter once this part of the batch is free: few rows 
 # each time.
 PREFILL_ROWS = 32
 LOGIT_ROWS = 128  # of 49,152 float32 logits: 24 MiB
-_SURE = CLOSE_TAG[:3]  # a closing tag that has begun so is no other
-_TAIL_TOKENS = 2 * len(CLOSE_TAG)  # no tokenizer spells the closing tag in more
 
 
 @dataclass(slots=True)
@@ -82,13 +81,11 @@ class TorchEngine:
         is_int8: bool = False,
     ) -> None:
         self._model: Any = None if is_int8 else model  # else it would hold the weights as they were
-        self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._embed = model.get_input_embeddings()
         self._device = self._embed.weight.device
         self._dtype = self._embed.weight.dtype
-        self._stop_ids = _stop_ids(model, tokenizer)
-        self._closing = _closing_ids(tokenizer)
+        self._end = TextEnd(model, tokenizer)
         self._draft = torch.tensor(
             tokenizer(OPEN_TAG, add_special_tokens=False)["input_ids"], device=self._device
         )
@@ -296,31 +293,10 @@ class TorchEngine:
         return logits
 
     def _ends(self, row: _Row, sampling: Sampling) -> bool:
-        if row.ids[-1] in self._stop_ids or len(row.ids) >= sampling.max_new_tokens:
-            return True
-        return row.ids[-1] in self._closing and self._closes(row.ids)
-
-    def _closes(self, ids: list[int]) -> bool:
-        """Whether a text ends in its closing tag, or in so much of it that it can be no other.
-
-        What comes behind "</e" is known: taking it as written saves two tokens of forty.
-        """
-        tail = self._text(ids[-_TAIL_TOKENS:])
-        begun = tail[tail.rfind(_SURE) :] if _SURE in tail else ""
-        return CLOSE_TAG in tail or (bool(begun) and CLOSE_TAG.startswith(begun))
+        return len(row.ids) >= sampling.max_new_tokens or self._end.reached(row.ids)
 
     def _finish(self, row: _Row) -> Generation:
-        ids = row.ids[:-1] if row.ids[-1] in self._stop_ids else row.ids
-        text = self._text(ids)
-        if CLOSE_TAG not in text and self._closes(ids):
-            text = text[: text.rfind(_SURE)] + CLOSE_TAG
-        return Generation(text, len(row.ids))
-
-    def _text(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        return Generation(self._end.text(row.ids), len(row.ids))
 
 
 def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
@@ -330,24 +306,3 @@ def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
         if row.noise is not None:
             noise[i].exponential_(generator=row.noise).clamp_(min=1e-30).log_().neg_()
     return noise.to(logits.device)
-
-
-def _closing_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of every token that may be the last of a closing tag, or of what is surely one."""
-    inside = {CLOSE_TAG[i:j] for j in range(len(_SURE), len(CLOSE_TAG) + 1) for i in range(j)}
-    return frozenset(
-        i
-        for token, i in tokenizer.get_vocab().items()
-        if token in inside or _SURE in token or CLOSE_TAG[-1] in token  # "<0x65>" is a byte
-    )
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids of the tokenizer and of the generation configuration."""
-    found: set[int] = set()
-    for value in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(v) for v in value)
-    return frozenset(found)
