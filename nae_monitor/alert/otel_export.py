@@ -9,10 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import threading
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from opentelemetry import _logs, metrics, trace
+
+if TYPE_CHECKING:
+    from nae_monitor.alert.otlp_answer import Answer
 
 EXPORT_TIMEOUT_S = 3.0
 METRICS_INTERVAL_MS = 60_000
@@ -20,17 +25,11 @@ _EXPORTER_MODULE = "opentelemetry.exporter.otlp.proto.grpc"
 
 
 class Telemetry(Protocol):
-    """The providers of one process, and how what they made is sent."""
+    """The providers of one process."""
 
     tracer_provider: trace.TracerProvider
     logger_provider: _logs.LoggerProvider
     meter_provider: metrics.MeterProvider
-
-    def send(self) -> bool:
-        """Send every span made since the last success; False: try the same again later."""
-
-    def shutdown(self, deadline_s: float) -> None:
-        """Release everything within about the deadline, whatever the collector does."""
 
 
 class HostTelemetry:
@@ -41,13 +40,6 @@ class HostTelemetry:
         self.logger_provider: _logs.LoggerProvider = _logs.get_logger_provider()
         self.meter_provider: metrics.MeterProvider = metrics.get_meter_provider()
 
-    def send(self) -> bool:
-        """Always true: the host's processors have it already."""
-        return True
-
-    def shutdown(self, deadline_s: float) -> None:
-        """Nothing of ours to release."""
-
 
 def load_exporters() -> None:
     """Import what exporting takes: about a second in which other threads hardly get to run."""
@@ -55,16 +47,28 @@ def load_exporters() -> None:
         importlib.import_module(f"{_EXPORTER_MODULE}.{name}")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """What the SDK made of alerts: finished spans, and the log records that go with them."""
+
+    spans: Sequence[Any] = ()
+    events: Sequence[Any] = ()
+
+    @classmethod
+    def of(cls, parcels: Sequence[Parcel]) -> Parcel:
+        """All of them in one."""
+        spans = [span for parcel in parcels for span in parcel.spans]
+        return cls(spans, [event for parcel in parcels for event in parcel.events])
+
+
 class OtlpTelemetry:
     """Providers of our own, exported over OTLP gRPC to ``endpoint``.
 
-    Not thread-safe: spans are made, and ``send`` called, on one thread.
+    Not thread-safe: spans are made, taken and sent on one thread.
     """
 
     def __init__(self, endpoint: str) -> None:
-        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk._logs import LoggerProvider
         from opentelemetry.sdk._logs.export import (
             InMemoryLogRecordExporter,
@@ -78,15 +82,17 @@ class OtlpTelemetry:
         from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+        from nae_monitor.alert.otlp_answer import EventExporter, SpanExporter
+
         options: dict[str, Any] = {
             "endpoint": endpoint,
             "insecure": urlsplit(endpoint).scheme == "http",
             "timeout": EXPORT_TIMEOUT_S,
         }
         resource = Resource.create({"service.name": "nae-monitor"})
-        self._spans, self._span_exporter = InMemorySpanExporter(), OTLPSpanExporter(**options)
+        self._spans, self._span_exporter = InMemorySpanExporter(), SpanExporter(**options)
         self._events = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
-        self._event_exporter = OTLPLogExporter(**options)
+        self._event_exporter = EventExporter(**options)
         tracers = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         tracers.add_span_processor(SimpleSpanProcessor(self._spans))
         loggers = LoggerProvider(resource, shutdown_on_exit=False)
@@ -97,19 +103,23 @@ class OtlpTelemetry:
         self.logger_provider: _logs.LoggerProvider = loggers
         self.meter_provider: metrics.MeterProvider = self._meters
 
-    def send(self) -> bool:
-        """Export spans, then their events; an event a collector refuses is not tried again."""
-        from opentelemetry.sdk.trace.export import SpanExportResult
-
-        spans = self._spans.get_finished_spans()
-        if spans and self._span_exporter.export(spans) is not SpanExportResult.SUCCESS:
-            return False
+    def take(self) -> Parcel:
+        """What was made since the last call."""
+        parcel = Parcel(self._spans.get_finished_spans(), self._events.get_finished_logs())
         self._spans.clear()
-        events = self._events.get_finished_logs()
-        if events:
-            self._event_exporter.export(events)
-            self._events.clear()
-        return True
+        self._events.clear()
+        return parcel
+
+    def send_spans(self, parcel: Parcel) -> Answer:
+        """Export the spans; the same ones may be sent again after a failure."""
+        return self._span_exporter.ask(parcel.spans)
+
+    def send_events(self, parcel: Parcel) -> int:
+        """Export the log records, once; how many of them the collector did not take."""
+        if not parcel.events:
+            return 0
+        answer = self._event_exporter.ask(parcel.events)
+        return len(parcel.events) if answer.failure else answer.rejected
 
     def shutdown(self, deadline_s: float) -> None:
         """Shut down on another thread: without a collector the SDK needs far longer."""

@@ -45,7 +45,6 @@ class SpanMaker:
         *,
         guardrail_names: bool,
     ) -> None:
-        self.telemetry = telemetry
         self._policy = policy
         self._guardrail_names = guardrail_names
         meter = telemetry.meter_provider.get_meter(SCOPE, PACKAGE_VERSION)

@@ -18,17 +18,37 @@ from nae_monitor.alert.outbox_rows import Entry, Row
 from nae_monitor.alert.threaded import BACKOFF_LAST_S
 from nae_monitor.records import Alert
 
+# Attempts at one alert, some minutes with their pauses, until the next one is tried in its place.
+STUCK_ATTEMPTS = 50
 LAST_WAIT_S = 0.1  # for a call in progress, when the time to close is over
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of one row: delivered, or refused for a reason and set aside."""
+    """What became of one row: delivered, or refused for a reason and set aside.
+
+    Where a far end took some of several rows and does not say which, all of them are set aside,
+    and as many as it took ``is_delivered`` all the same.
+    """
 
     refused: str = ""
+    is_delivered: bool = False
 
 
-DELIVERED = Fate()
+DELIVERED = Fate(is_delivered=True)
+
+
+class FrontRow:
+    """How often the row at the front was answered and not taken."""
+
+    def __init__(self) -> None:
+        self._row_id, self._attempts = -1, 0
+
+    def is_stuck(self, row: Row) -> bool:
+        """Count one more time; whether it is time to try the next row in its place."""
+        self._attempts = self._attempts + 1 if self._row_id == row.row_id else 1
+        self._row_id = row.row_id
+        return self._attempts >= STUCK_ATTEMPTS
 
 
 class RelayingSink(DurableSink):
@@ -56,7 +76,7 @@ class RelayingSink(DurableSink):
         self._errand: Errand | None = None
         self._why_later = ""  # the errand's reason for bringing rows back
         self._brought_back: frozenset[int] = frozenset()  # rows that the last errand came back with
-        self._refused: deque[tuple[int, str]] = deque()  # rows and why, to be set aside
+        self._refused: deque[tuple[int, Fate]] = deque()  # rows and why, to be set aside
         self._cursor = 0  # rows up to here are acknowledged, refused or gone
         super()._start_afresh()
 
@@ -101,7 +121,7 @@ class RelayingSink(DurableSink):
                 self._acked.add(row.row_id)
                 self._tally.count("delivered")
             else:
-                self._refused.append((row.row_id, fate.refused))
+                self._refused.append((row.row_id, fate))
             self._cursor = row.row_id
         if errand.error is not None:
             self._tally.failed(errand.error)
@@ -120,14 +140,17 @@ class RelayingSink(DurableSink):
         Last of all that an errand brings: a disk that is full must not make good alerts go twice.
         """
         while self._refused:
-            row_id, reason = self._refused[0]
+            row_id, fate = self._refused[0]
             try:
-                gone = outbox.reject(row_id, reason)
+                gone = outbox.reject(row_id, fate.refused)
             except sqlite3.Error:
                 self._send_at_s = time.monotonic() + BACKOFF_LAST_S
                 raise
             self._refused.popleft()
-            self._tally.dropped("refused")
+            if fate.is_delivered:
+                self._tally.count("delivered")
+            else:
+                self._tally.dropped("refused")
             self._tally.count("rejected_forgotten", gone)
 
     def _let_go(self, outbox: Outbox) -> None:

@@ -24,7 +24,7 @@ from nae_monitor.alert.outbox import UNREADABLE, Outbox
 from nae_monitor.alert.outbox_place import outbox_path
 from nae_monitor.alert.outbox_rows import Row
 from nae_monitor.alert.privacy import ContentPolicy
-from nae_monitor.alert.relaying import DELIVERED, Fate, RelayingSink
+from nae_monitor.alert.relaying import DELIVERED, Fate, FrontRow, RelayingSink
 from nae_monitor.alert.restored_alert import attributes_of, restored
 from nae_monitor.errors import Mark, Problem
 from nae_monitor.health import Health
@@ -32,8 +32,6 @@ from nae_monitor.sink_settings import WebhookSettings
 
 MAX_RETRY_AFTER_S = 300.0
 ANSWER_BYTES = 4096  # read of an answer, so that its connection can be used again
-# Attempts at one alert, some minutes with their pauses, until the next one is tried in its place.
-STUCK_ATTEMPTS = 50
 _LATER = frozenset({408, 425, 429})  # and every 5xx: the same request may be taken later
 
 
@@ -81,7 +79,7 @@ class WebhookSink(RelayingSink):
     def _start_afresh(self) -> None:
         self._pool: urllib3.PoolManager | None = None  # its sockets would be the parent's too
         self._not_before_s = 0.0
-        self._at_fault = (-1, 0)  # the row that is answered with 5xx, and how often it was
+        self._front = FrontRow()
         super()._start_afresh()
 
     def _carry(self, rows: Sequence[Row]) -> list[Fate]:
@@ -109,13 +107,8 @@ class WebhookSink(RelayingSink):
         """Whether the far end fails over this row for good: it then has the next one already."""
         if not self._why_later.startswith("5"):
             return False
-        known, attempts = self._at_fault
-        self._at_fault = row.row_id, attempts + 1 if known == row.row_id else 1
-        if (
-            self._at_fault[1] < STUCK_ATTEMPTS
-            or not others
-            or self._not_before_s > time.monotonic()
-        ):
+        is_stuck = self._front.is_stuck(row)
+        if not is_stuck or not others or self._not_before_s > time.monotonic():
             return False
         why = self._why_later
         taken = self._fate_of(others[0]) is DELIVERED

@@ -186,8 +186,26 @@ def sleeping_broker() -> Iterator[Broker]:
     broker.kill()
 
 
+def spans_of(request: Any) -> list[Any]:
+    """The spans of an OTLP request; none of another signal's."""
+    return [
+        span
+        for resource in getattr(request, "resource_spans", ())
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def alert_id_of(span: Any) -> str:
+    (found,) = [a.value.string_value for a in span.attributes if a.key == "nae.alert.id"]
+    return str(found)
+
+
 class OtlpReceiver:
-    """The far end of an OTLP connection: keeps what it is sent."""
+    """The far end of an OTLP connection: keeps what it takes, and refuses as it is told to.
+
+    A request that it takes in part is kept whole.
+    """
 
     def __init__(self, port: int = 0) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -204,16 +222,32 @@ class OtlpReceiver:
 
         receiver = self
         self.requests: list[Any] = []
+        self.asked: list[Any] = []  # requests for spans, whatever became of them
+        self.refusals: list[grpc.StatusCode] = []  # of the next requests for spans
+        self.rejected: set[str] = set()  # alert ids, each rejected within a request that is taken
+        self.rejected_said = 0  # spans rejected, as each answer says whatever the request was
+        self.rejected_events = 0
+        self.hated: dict[str, grpc.StatusCode] = {}  # by alert id: a request with it gets that
 
         class Traces(traces_grpc.TraceServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+                receiver.asked.append(request)
+                ids = [alert_id_of(span) for span in spans_of(request)]
+                codes = [receiver.hated[one] for one in ids if one in receiver.hated]
+                if receiver.refusals or codes:
+                    context.abort((receiver.refusals or codes).pop(0), "as told")
                 receiver.requests.append(request)
-                return traces.ExportTraceServiceResponse()
+                rejected = receiver.rejected_said
+                rejected = rejected or sum(one in receiver.rejected for one in ids)
+                return traces.ExportTraceServiceResponse(
+                    partial_success={"rejected_spans": rejected} if rejected else None
+                )
 
         class Logs(logs_grpc.LogsServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
                 receiver.requests.append(request)
-                return logs.ExportLogsServiceResponse()
+                rejected = {"rejected_log_records": receiver.rejected_events}
+                return logs.ExportLogsServiceResponse(partial_success=rejected)
 
         class Metrics(metrics_grpc.MetricsServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -229,13 +263,7 @@ class OtlpReceiver:
 
     @property
     def spans(self) -> list[Any]:
-        return [
-            span
-            for request in list(self.requests)
-            for resource in getattr(request, "resource_spans", ())
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        return [span for request in list(self.requests) for span in spans_of(request)]
 
     @property
     def events(self) -> list[Any]:
@@ -255,6 +283,20 @@ class OtlpReceiver:
             for resource in getattr(request, "resource_metrics", ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
+        }
+
+    @property
+    def outcomes(self) -> set[str]:
+        """What the metrics tell of alerts by sink."""
+        return {
+            attribute.value.string_value
+            for request in list(self.requests)
+            for resource in getattr(request, "resource_metrics", ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == "nae.sink.alerts"
+            for point in metric.sum.data_points
+            for attribute in point.attributes
         }
 
 

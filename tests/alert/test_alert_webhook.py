@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from nae_monitor.alert import build_sinks, webhook
+from nae_monitor.alert import build_sinks, relaying
 from nae_monitor.alert.event import occurrence_id
 from nae_monitor.alert.outbox import Outbox
 from nae_monitor.alert.resend import restore_rejected, state_of
@@ -405,7 +405,7 @@ def test_a_disk_that_takes_no_refusal_makes_no_good_alert_go_twice(
 def test_an_alert_that_alone_is_never_taken_holds_up_no_other_for_good(
     there: Receiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook, "STUCK_ATTEMPTS", 2)
+    monkeypatch.setattr(relaying, "STUCK_ATTEMPTS", 2)
     bad = occurrence_id(make_alert(1))
     there.never = bad
     sink = sink_to(there.url, health, outbox=str(tmp_path / "o.sqlite"))
@@ -423,7 +423,7 @@ def test_an_alert_that_alone_is_never_taken_holds_up_no_other_for_good(
 def test_a_far_end_that_takes_nothing_costs_no_alert_however_often_it_says_so(
     there: Receiver, health: Health, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook, "STUCK_ATTEMPTS", 2)
+    monkeypatch.setattr(relaying, "STUCK_ATTEMPTS", 2)
     there.script = [500] * 9
     sink = sink_to(there.url, health, outbox=str(tmp_path / "o.sqlite"))
     alerts = [make_alert(n) for n in range(3)]
