@@ -19,6 +19,7 @@ import monitor_parts
 import pytest
 import soak_parts
 from placement_parts import D_MODEL, configuration, remote, worker_process
+from resident import rss_mib
 
 from nae_monitor.monitor import Monitor
 from nae_monitor.settings import CacheSettings, DecodeSettings
@@ -61,12 +62,6 @@ def by_ipc(directory: Path) -> Iterator[tuple[Monitor, int]]:
 def remember_little_for_good() -> None:
     """In a process that only this test uses."""
     soak_parts.remember_little(pytest.MonkeyPatch())
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process (Linux)."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Progress:

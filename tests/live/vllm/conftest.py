@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vllm_live import ENGINE, RUN, Result, environment, unpacked
 
 from nae_monitor.models import resolve_target
 
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "cli")]
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
 
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from vllm_live import TOLERANCE, environment, reference, write_configuration
+from vllm_live import TOLERANCE, reference, write_configuration
+from vllm_serving import TRACE, chat, serving
 
-from nae_monitor.models import resolve_target
 from nae_monitor.recording import Recording
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
-TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 @dataclass(frozen=True)
@@ -37,39 +30,7 @@ class Served:
 
 
 def ask(port: int, name: str, texts: dict[str, str]) -> None:
-    """One streaming chat."""
-    body = {
-        "model": "smol",
-        "messages": [{"role": "user", "content": f"Tell me about {name}."}],
-        "max_tokens": 24, "temperature": 0, "stream": True,
-        "vllm_xargs": {"nae_tenant": "rival", "nae_monitor": "forged"},
-    }  # fmt: skip
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={
-            "Content-Type": "application/json", "X-Request-Id": f"client-{name}",
-            "X-Tenant-Id": f"tenant-{name}", "X-Session-Id": f"session-{name}",
-            "traceparent": f"00-{TRACE}-b7ad6b7169203331-01",
-        },
-    )  # fmt: skip
-    text = ""
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        for line in answer:
-            if line.startswith(b"data: {"):
-                choice = json.loads(line[6:])["choices"]
-                text += choice[0]["delta"].get("content") or "" if choice else ""
-    texts[name] = text
-
-
-def wait_until_up(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        assert server.poll() is None, log.read_text()[-4000:]
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.5)
+    texts[name] = chat(port, name, f"Tell me about {name}.").text
 
 
 def wait_for_alerts(path: Path, count: int) -> None:
@@ -82,41 +43,21 @@ def wait_for_alerts(path: Path, count: int) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("server")
     write_configuration(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "server.log"
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(resolve_target("smollm2-135m-instruct")), "--served-model-name", "smol",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512",
-        "--block-size", "32", "--enforce-eager", "--shutdown-timeout", "60",
-        "--enable-request-id-headers",
-    ]  # fmt: skip
-    variables = environment(folder / "monitor.yaml", VLLM_ENABLE_V1_MULTIPROCESSING="1")
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, env=variables, stdout=out, stderr=out)
     texts: dict[str, str] = {}
-    try:
-        wait_until_up(port, server, log)
+    with serving(folder) as server:
         clients = [
-            threading.Thread(target=ask, args=(port, name, texts)) for name in ("rain", "foxes")
+            threading.Thread(target=ask, args=(server.port, name, texts))
+            for name in ("rain", "foxes")
         ]
         for client in clients:
             client.start()
         for client in clients:
             client.join()
-        ask(port, "end", texts)
+        ask(server.port, "end", texts)
         wait_for_alerts(folder / "alerts.jsonl", 3)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(90)
-        except subprocess.TimeoutExpired:
-            os.kill(server.pid, signal.SIGKILL)
-    assert len(texts) == 3, log.read_text()[-4000:]
+    assert len(texts) == 3, server.said
     recordings = list((folder / "recordings").iterdir())
-    assert len(recordings) == 1, log.read_text()[-4000:]
+    assert len(recordings) == 1, server.said
     recording = Recording.open(recordings[0])
     rows: dict[str, dict[int, torch.Tensor]] = {}
     for recorded in recording.activations():

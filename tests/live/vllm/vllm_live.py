@@ -33,6 +33,17 @@ alert: {{sinks: [{{jsonl: {folder}/alerts.jsonl}}]}}
 record: {{dir: {folder}/recordings}}
 privacy: {{content: full}}
 """
+# The same by a worker, which decodes so little that a server on the same processors goes on.
+WORKER_CONFIG = """
+capture: {{min_position: 0, placement: ipc}}
+nla: {{max_new_tokens: 4}}
+screen: {{every_n_tokens: 1, budget: {{decodes_per_s: 2, per_request: 10000}}}}
+detect: {{rules: [{folder}/rule.yaml], encoder: null}}
+alert: {{sinks: [{{jsonl: {folder}/alerts.jsonl}}]}}
+record: {{dir: {folder}/recordings}}
+privacy: {{content: full}}
+ipc: {{endpoints: ["ipc://{folder}/run/w.sock"], connect_s: 300, liveness_s: 60}}
+"""
 RULE = """
 schema_version: 1
 title: Anything at all
@@ -52,11 +63,11 @@ detection:
 """
 
 
-def write_configuration(folder: Path) -> Path:
+def write_configuration(folder: Path, text: str = CONFIG) -> Path:
     """``monitor.yaml`` of a monitor that keeps everything under ``folder``."""
     (folder / "rule.yaml").write_text(RULE.lstrip())
     path = folder / "monitor.yaml"
-    path.write_text(CONFIG.format(folder=folder))
+    path.write_text(text.format(folder=folder))
     return path
 
 
