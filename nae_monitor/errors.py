@@ -105,5 +105,9 @@ class EngineError(NaeMonitorError):
     """A remote decode engine that did not answer within its deadline."""
 
 
+class AbandonedError(NaeMonitorError):
+    """A decode that was given up, since nobody wants its texts any more."""
+
+
 class SinkError(NaeMonitorError):
     """An alert sink that cannot take events."""

@@ -35,7 +35,8 @@ class Decoder(Protocol):
     each row and its seed alone, never on the batch. It does not retry and swallows nothing:
 
     - VectorError: a row is unfit (see ``screen_vectors``); nothing was decoded;
-    - EngineError: a remote engine did not answer within its deadline; nothing was decoded.
+    - EngineError: a remote engine did not answer within its deadline; nothing was decoded;
+    - AbandonedError: another thread gave the call up by ``abandon``; nothing was decoded.
     """
 
     @property
@@ -57,6 +58,17 @@ class Decoder(Protocol):
         self, vectors: torch.Tensor, *, seeds: Sequence[int] | None = None
     ) -> list[Decoding]:
         """Decode ``vectors`` [n, d]; ``seeds``, one a row, asks for samples."""
+        ...
+
+    def abandon(self) -> bool:
+        """Let a call that is under way raise AbandonedError soon, at the end of a process.
+
+        A thread in the middle of a decode takes an interpreter that ends down with SIGABRT.
+        Later calls are not touched.
+
+        Returns:
+            False where it cannot be given up.
+        """
         ...
 
 
@@ -115,6 +127,10 @@ class Nla:
             seeds=seeds,
         )
         return self.measured(vectors, decodings) if decodings else []
+
+    def abandon(self) -> bool:
+        """See :class:`Decoder`; what is being measured already is still measured."""
+        return self.verbalizer.abandon()
 
     def cosines(self, vector: torch.Tensor, texts: Sequence[str]) -> list[float | None]:
         """Cosine(AR(text), h) of each text, h [d]; None where a text has no reconstruction."""

@@ -63,6 +63,7 @@ class Verbalizer:
         Raises:
             VectorError: a row is unfit to decode; nothing is decoded then.
             EngineError: a remote engine did not answer in time.
+            AbandonedError: see :meth:`abandon`.
             ValueError: ``seeds`` has another length than ``vectors``.
         """
         if vectors.dim() == 2 and vectors.shape[0] == 0:
@@ -80,6 +81,10 @@ class Verbalizer:
             Decoding(text, closed, None, None, None, 0, self.contract.nla_id, tokens, share_s)
             for text, closed, tokens in parsed
         ]
+
+    def abandon(self) -> bool:
+        """See :meth:`nae_monitor.decode.engines.Engine.abandon`."""
+        return self._engine.abandon()
 
 
 def vector_seeds(vectors: torch.Tensor, seed: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,6 +17,8 @@ from nae_monitor.records import Verdict
 from nae_monitor.token_text import TokenText
 
 SHUT_WAIT_S = 1.0  # for one write to the disk that is under way at the deadline
+ABANDON_WAIT_S = 5.0  # for a step of a decode that is under way behind the deadline
+ABANDON_EACH_S = 0.05
 
 _ALIVE: weakref.WeakSet[Belt] = weakref.WeakSet()
 
@@ -34,6 +37,10 @@ class Work(Protocol):
 
     def stop(self) -> None:
         """Let :meth:`run` return once there is nothing left to do."""
+        ...
+
+    def abandon(self) -> bool:
+        """Give up what takes long and is under way; False where that cannot be done."""
         ...
 
     def renew(self) -> None:
@@ -116,7 +123,7 @@ class Belt:
 
         What is left is counted as ``dropped.shutdown`` and recorded as such, the alerts of what
         was found go out, every request gets its verdict, and the recording is finished. A decode
-        still under way touches nothing afterwards.
+        still under way is given up; one that cannot be touches nothing afterwards.
 
         Returns:
             True if nothing was left undone. A second call changes nothing and says the same.
@@ -129,7 +136,17 @@ class Belt:
                     # Not join: one that Ctrl-C interrupts takes the thread for ended ever after.
                     self._worked_off.wait(max(0.0, deadline_s))
                 self._end("shutdown", "the monitor closed before it finished")
+                self._let_go()
             return bool(self._result)
+
+    def _let_go(self) -> None:
+        """Behind the gate: a thread that still computes would abort an interpreter that ends."""
+        end_s = time.monotonic() + ABANDON_WAIT_S
+        while self._thread is not None and not self._worked_off.is_set():
+            # Again and again: between two decodes there is none to give up.
+            if not self._worker.abandon() or time.monotonic() > end_s:
+                return
+            self._worked_off.wait(ABANDON_EACH_S)
 
     def _end(self, reason: str, why: str) -> None:
         with self._end_lock:

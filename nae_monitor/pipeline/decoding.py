@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nae_monitor.decode import Decoder, screen_vectors
-from nae_monitor.errors import EngineError
+from nae_monitor.errors import AbandonedError, EngineError
 from nae_monitor.health import Health
 from nae_monitor.pipeline.blindness import Blindness
 from nae_monitor.pipeline.circuit import Circuit
@@ -61,6 +61,10 @@ class DecodeStage:
             self._make([*again.fresh, *again.later], result)
         return result
 
+    def abandon(self) -> bool:
+        """Give up what is being decoded; from another thread. False where that cannot be done."""
+        return self._decoder.abandon()
+
     def _make(self, rows: Sequence[Row], result: Decoded) -> None:
         if rows and not self._circuit.allows():
             result.dropped.extend((row, "decode_circuit_open") for row in rows)
@@ -93,7 +97,7 @@ class DecodeStage:
         reason = "decode_failed"
         seeds = [row.seed for row in rows if row.seed is not None]
 
-        def ask() -> list[Decoding]:
+        def ask() -> list[Decoding] | None:
             nonlocal reason
             try:
                 decoder = self._decoder
@@ -103,6 +107,9 @@ class DecodeStage:
             except EngineError:
                 reason = "engine"
                 raise
+            except AbandonedError:
+                reason = "shutdown"
+                return None
             if len(answer) != len(rows):
                 raise ValueError(f"{len(answer)} decodings for {len(rows)} vectors")
             return answer
@@ -110,6 +117,8 @@ class DecodeStage:
         decodings = self._circuit.call(ask)
         if decodings is None:
             result.dropped.extend((row, reason) for row in rows)
+            if reason == "shutdown":  # nothing has failed
+                return
             why = f"{len(rows)} rows dropped: {reason}"
             self._blindness.failed(COMPONENT, why, rows[-1].activation.request)
         else:

@@ -72,6 +72,10 @@ class Worker:
         self._stopping = True
         self._queue.wake()
 
+    def abandon(self) -> bool:
+        """Give up what is being decoded; False where that cannot be done."""
+        return self._decoding.abandon()
+
     def run(self) -> None:
         """The thread's work."""
         self._outcomes.begin()

@@ -87,6 +87,10 @@ class Shipper:
         self._stopping = True
         self._queue.wake()
 
+    def abandon(self) -> bool:
+        """False: nothing takes long here."""
+        return False
+
     def run(self) -> None:
         """The thread's work."""
         self._carrier.open()

@@ -60,6 +60,10 @@ class FakeDecoder:
             for vector in vectors.float()
         ]
 
+    def abandon(self) -> bool:
+        """False: a call is over before it could be given up."""
+        return False
+
 
 class ListSink:
     """Keeps alerts in a list."""

@@ -24,9 +24,9 @@ def sections(tmp_path: Path, **ipc: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running_worker(config: str) -> Iterator[subprocess.Popen[str]]:
+def running_worker(config: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "nae_monitor", "worker", "-c", config],
+        [sys.executable, "-m", "nae_monitor", "worker", "-c", config, *options],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -4,8 +4,11 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import PromptBatch, Sampling
 from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer
 from nae_monitor.decode.weights import load_causal_lm
-from nae_monitor.errors import EngineError
+from nae_monitor.errors import AbandonedError, EngineError
 from nae_monitor.settings import NlaSettings
 
 CPU = torch.device("cpu")
@@ -295,3 +298,32 @@ def test_a_pair_decodes_over_http_with_fidelity(double: Double, gemma: Any) -> N
     )
     (found,) = nla.decode(vectors(1))
     assert found.fve is not None
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_decode_that_is_given_up_ends_and_the_next_one_is_whole(
+    tiny_of: Callable[[str], Any], tmp_path: Path, is_frozen: bool
+) -> None:
+    tiny = tiny_of("llama")
+    endless = tiny_nla.write_endless(tiny.official[0], tmp_path / "endless")
+    checkpoint = open_av(endless, tiny.resolve)
+    model = load_causal_lm(checkpoint.source, dtype=torch.float32, device=CPU)
+    engine = TorchEngine(model, checkpoint.tokenizer, batch_size=2, is_frozen=is_frozen)
+    batch = PromptBatch(torch.randn(3, 7, tiny_nla.D, generator=torch.Generator()), 0)
+    before = engine.generate(batch, Sampling(8))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(engine.generate, batch, Sampling(100_000))
+        while not running.done():
+            assert engine.abandon()  # before it has begun there is nothing to give up
+            time.sleep(0.01)
+        with pytest.raises(AbandonedError):
+            running.result()
+    assert engine.generate(batch, Sampling(8)) == before
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_remote_decode_cannot_be_given_up(engine: str, tiny: Any) -> None:
+    checkpoint = open_av(tiny.official[0], tiny.resolve)
+    settings = NlaSettings(engine=f"{engine}:http://127.0.0.1:9")
+    remote = load_verbalizer(checkpoint, settings, dtype=torch.float32, device=CPU)
+    assert remote.abandon() is False

@@ -186,6 +186,20 @@ def write_official(root: Path, base: Path) -> tuple[Path, Path]:
     return av, ar
 
 
+def write_endless(av: Path, directory: Path) -> Path:
+    """A verbalizer made of ``av`` whose texts never end by themselves."""
+    shutil.copytree(av, directory)
+    ends = transformers.AutoTokenizer.from_pretrained(av).convert_tokens_to_ids(
+        ["</s>", "</explanation>"]
+    )
+    weights = load_file(av / "model.safetensors")
+    head = weights["lm_head.weight"]
+    others = [i for i in range(len(head)) if i not in ends]
+    head[ends] = head[others].mean(0)  # the mean of some scores is never above all of them
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
 def write_adapter(
     directory: Path, blocks: int, *, seed: int, rank: int = 4, up_scale: float = 0.2
 ) -> None:

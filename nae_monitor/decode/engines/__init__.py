@@ -19,5 +19,14 @@ class Engine(Protocol):
         Raises:
             EngineError: a remote engine did not answer properly within its deadline. Nothing is
                 returned for the batch then.
+            AbandonedError: see :meth:`abandon`.
+        """
+        ...
+
+    def abandon(self) -> bool:
+        """Let a :meth:`generate` that is under way raise AbandonedError soon; from any thread.
+
+        Returns:
+            False where it cannot be given up: it waits for a server.
         """
         ...

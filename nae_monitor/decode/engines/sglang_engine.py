@@ -51,6 +51,10 @@ class SglangEngine:
 
         return in_parallel(one, len(prompts))
 
+    def abandon(self) -> bool:
+        """See :class:`nae_monitor.decode.engines.Engine`: its deadline ends it, nothing else."""
+        return False
+
     def _refuse_radix_cache(self, deadline_s: float) -> None:
         if self._is_checked:
             return

@@ -34,7 +34,7 @@ from nae_monitor.decode.engines.quantised import lacking
 from nae_monitor.decode.engines.screened_head import Best
 from nae_monitor.decode.engines.text_end import TextEnd
 from nae_monitor.decode.prompts import OPEN_TAG, Generation, PromptBatch, Sampling
-from nae_monitor.errors import UnsupportedError
+from nae_monitor.errors import AbandonedError, UnsupportedError
 
 log = logging.getLogger(__name__)
 NEAR_TIE = 3e-5
@@ -97,6 +97,7 @@ class TorchEngine:
         self.general_because = reason  # None: the fused pass is used
         self._fused = FusedDecoder(model, is_int8=is_int8) if reason is None else None
         self._spare: KeyValues | None = None
+        self._is_abandoned = False  # read between steps
         if is_frozen and reason is not None:
             log.info("the verbalizer decodes on the general, slower path: %s", reason)
 
@@ -108,6 +109,7 @@ class TorchEngine:
 
     def generate(self, prompts: PromptBatch, sampling: Sampling) -> list[Generation]:
         """See :class:`nae_monitor.decode.engines.Engine`; never raises EngineError."""
+        self._is_abandoned = False
         done: dict[int, Generation] = {}
         with torch.inference_mode():
             if self._fused is not None:
@@ -118,6 +120,15 @@ class TorchEngine:
                 rows = [self._row(prompts, i, sampling) for i in range(start, stop)]
                 self._run(rows, prompts.shared_tokens, sampling, done)
         return [done[i] for i in range(len(prompts))]
+
+    def abandon(self) -> bool:
+        """See :class:`nae_monitor.decode.engines.Engine`: it ends before the next step."""
+        self._is_abandoned = True
+        return True
+
+    def _go_on(self) -> None:
+        if self._is_abandoned:
+            raise AbandonedError("the decode was given up between two steps")
 
     def _row(self, prompts: PromptBatch, index: int, sampling: Sampling) -> _Row:
         prompt = prompts.embeddings[index].to(self._device, self._dtype)
@@ -142,6 +153,7 @@ class TorchEngine:
         rows: list[_Row] = []
         filling = True  # until the batch is full again
         while rows or waiting:
+            self._go_on()
             free = size - len(rows)
             if waiting and (filling or free >= max(1, size // REFILL_SHARE)):
                 count, shared = min(free, len(waiting), PREFILL_ROWS), prompts.shared_tokens
@@ -247,6 +259,7 @@ class TorchEngine:
         cache = DynamicCache(config=self._model.config)
         logits = self._prefill(rows, shared, cache)
         while True:
+            self._go_on()
             self._extend(logits, rows, sampling)
             alive = [i for i, row in enumerate(rows) if not self._ends(row, sampling)]
             if len(alive) < len(rows):

@@ -48,6 +48,10 @@ class VllmEngine:
 
         return in_parallel(one, len(prompts))
 
+    def abandon(self) -> bool:
+        """See :class:`nae_monitor.decode.engines.Engine`: its deadline ends it, nothing else."""
+        return False
+
     def _payload(self, embeddings: torch.Tensor, sampling: Sampling, index: int) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "prompt_embeds": encode_tensor(embeddings),
