@@ -4,7 +4,9 @@ Every row of prompt and reply is scored; decodes go to the rows that each way of
 first. A conversation's score is a small logistic model of what was seen of it, learnt on one part
 of the conversations; its threshold lets 1 % of another, ordinary part pass; the figures are of a
 third, whose near-duplicate families are in no other and which the pair was not trained on.
-Baselines read the visible text, or score without decoding. Controls must fall to chance.
+Baselines read the visible text, or score without decoding. Controls must fall to chance. Sorts of
+other sources, injections and exam-like questions among them, are reported apart, at the same
+thresholds.
 
 Everything that costs time is kept under ``--cache`` by content: a run that was killed goes on from
 there, and one seed gives one result. ``--minutes`` ends decoding early; cells of the curve that
@@ -21,10 +23,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from detecting.apart_cases import QUICK_APART, ApartSizes, choose_apart
 from detecting.choices import STAGES, Cell
 from detecting.conversations import MANY, QUICK, Case, Sizes, choose, counts, kept
 from detecting.decodes import Explainer, Journal, decode, identity, open_explainers
-from detecting.evidence import Readers, Remembering, Words, judge_decodes, judge_transcripts
+from detecting.evidence import AWARE, Readers, Remembering, Words, judge_decodes, judge_transcripts
 from detecting.outcome import CLAIM_BUDGET
 from detecting.panel import Evidence, Panel, read_texts
 from detecting.results import Shown, results
@@ -37,6 +40,7 @@ from detecting.work import (
     prepare,
     rates,
     stages,
+    stages_apart,
     untrained_keys,
     whole_cells,
 )
@@ -62,6 +66,7 @@ NOTES = (
     "score: a logistic model of the fit part; threshold: 1 % of the threshold part pass it",
     "intervals by conversation, the threshold chosen anew in each round",
     "positions are chosen with the whole conversation in view: a live screen does not see its end",
+    "other sources are shown apart where the whole curve and all their decodes are there",
     "from 8 decodes per 100 tokens on, a quarter of the conversations",
 )
 
@@ -103,6 +108,9 @@ def main(
             sizes = _sizes(quick, activations is not None)
             place = cache / f"cases-{identity(repr(recipe), repr(sizes), str(seed))}.json"
             cases = kept(place, lambda: choose(recipe, sizes, seed))
+            apart = ApartSizes() if not quick else QUICK_APART
+            place = cache / f"apart-{identity(repr(apart), str(seed))}.json"
+            cases = [*cases, *kept(place, lambda: choose_apart(apart, seed))]
             report("choose conversations", 1, 1)
             evidence, told = gathered(setting, recipe, cases, report)
             shown: Shown = results(evidence, Panel(evidence.material), told, seed, picture, report)
@@ -202,11 +210,13 @@ def conversed(
         learn = [case for case in cases if case.part == "directions"]
         known = kept_rows(setting.activations, learn, runner.target.tokenizer, runner.options)
         cases = [case for case in cases if case.part != "directions" or case.digest in known]
-    missing = [case for case in cases if case.digest not in known]
-    talks, tokens_per_s = collected(
-        runner, missing, setting.cache / "talks", setting.workers, report
-    )
-    return list(cases), known | talks, tokens_per_s
+    place, workers = setting.cache / "talks", setting.workers
+    missing = [case for case in cases if case.digest not in known and case.part != "apart"]
+    talks, tokens_per_s = collected(runner, missing, place, workers, report)
+    # In batches of their own, so that the curve does not depend on them.
+    apart = [case for case in cases if case.part == "apart"]
+    more, _ = collected(runner, apart, place, workers, report)
+    return list(cases), known | talks | more, tokens_per_s
 
 
 def shown_texts(
@@ -229,12 +239,16 @@ def explain(
     """Decode as much as there is time for; the untrained twin once the small budgets are done."""
     until_s = deadline(setting.minutes)
     keys = untrained_keys(material)
+    done: list[Cell] = []
     for cell in stages(material, explainer, journal, setting.cells, until_s=until_s, report=report):
         if cell == TWIN_BEHIND and any(key not in other.found for key in keys):
             decode(
                 twin(), keys, material.vector, other, until_s=until_s,
                 report=lambda done, total: report("decode untrained", done, total),
             )  # fmt: skip
+        done.append(cell)
+    if len(done) == len(setting.cells):
+        stages_apart(material, explainer, journal, setting.cells, until_s=until_s, report=report)
 
 
 def judged(
@@ -265,6 +279,12 @@ def judged(
             readers, found.found, material.talks, shown, tokenizer, place_of, workers,
             lambda done, total: report("rules on decodes", done, total),
         )  # fmt: skip
+    aware = Journal(place.with_name(f"rules-aware-{place.name}.jsonl"))
+    apart = {c.digest for c in material.cases if c.part == "apart"}
+    decodes = {key: one for key, one in journal.found.items() if key[0] in apart}
+    judge_decodes(
+        Readers(encoder, AWARE), decodes, material.talks, shown, tokenizer, aware, workers
+    )
     words = Words.of(readers.rules, encoder)
     fit = {case.digest: case.hostile for case in material.fitted}
     reader = ThemeReader.learnt(
@@ -277,7 +297,7 @@ def judged(
     seen = read_texts(material, shown, matched_text.found, readers.pack_of, encoder, words)
     twin_signs = reader.signs(other.found, matched_twin.found, readers.pack_of)
     evidence = Evidence(material, signs, seen)
-    return evidence, {"twin": twin_signs, "matched": matched.found}
+    return evidence, {"twin": twin_signs, "matched": matched.found, "aware": aware.found}
 
 
 if __name__ == "__main__":

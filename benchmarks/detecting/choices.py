@@ -58,9 +58,15 @@ STAGES: tuple[Cell, ...] = tuple(
 
 
 def learnt_directions(
-    cases: Sequence[Case], talks: Mapping[str, Talk], *, base_model: str, layer: int, seed: int
-) -> dict[Choice, Directions]:
-    """``contrast`` and ``probe`` of the conversations that are for directions."""
+    cases: Sequence[Case],
+    talks: Mapping[str, Talk],
+    *,
+    base_model: str,
+    layer: int,
+    seed: int,
+    backends: Sequence[Backend] = LEARNT,
+) -> dict[Backend, Directions]:
+    """``contrast`` and ``probe`` of hostile conversations against ordinary ones."""
     rows = labelled(cases, talks, seed)
     ordinary = Ordinary.of(rows)
     whitening = Whitening.of(ordinary.fit)
@@ -72,7 +78,7 @@ def learnt_directions(
             layer=layer,
             provenance={},
         )
-        for backend in LEARNT
+        for backend in backends
     }
 
 

@@ -24,8 +24,9 @@ from nae_monitor.train.splits import Wheels, split_corpus
 from nae_monitor.train.themes import KINDS, theme_of
 from nae_monitor.train.wheels import corpus_wheels
 
-Part = Literal["directions", "fit", "threshold", "test", "foreign"]
+Part = Literal["directions", "fit", "threshold", "test", "foreign", "apart"]
 PARTS: tuple[Part, ...] = get_args(Part)
+DRAWN = PARTS[:-1]  # of the corpus; those of apart_cases.py are of other sources
 MORE_SOURCES = {"chitchat": "chat", "botocore": "technical", "own/instructions": "instructions"}
 HARD = "hard"  # ordinary messages of the sources that the hostile ones come from
 THRESHOLD_SHARE = 0.35  # of families that the pair was trained on; the others are for directions
@@ -158,7 +159,7 @@ def _drawn(pools: Sequence[Case], sizes: Sizes) -> list[Case]:
     """As many of each part as are wanted; ordinary ones of threshold and test in one mixture."""
     by = {
         (part, hostile): [c for c in pools if c.part == part and c.hostile == hostile]
-        for part in PARTS
+        for part in DRAWN
         for hostile in (True, False)
     }
     test = by["test", False][: sizes.ordinary]
@@ -180,7 +181,7 @@ def _drawn(pools: Sequence[Case], sizes: Sizes) -> list[Case]:
         *test,
         *by["foreign", False][: sizes.foreign],
     ]
-    for part in PARTS:
+    for part in DRAWN:
         if not any(case.part == part for case in chosen):
             raise InputDataError(f"the corpus has no conversations for {part}")
     return chosen

@@ -33,6 +33,7 @@ from nae_monitor.train.files import replacing
 from nae_monitor.train.written import parts_of
 
 PACKS = ("harm", "jailbreak", "injection")
+AWARE = ("evaluation_awareness",)
 WHOLE, OUTPUT = -1, -2  # places of a transcript's findings beside those of its positions
 CHUNK = 64
 Matrix = NDArray[np.float32]
@@ -108,10 +109,10 @@ class Words:
 
 
 class Readers:
-    """The rules of the packs of hostile conversations, over decodes and over transcripts."""
+    """Rules over decodes and over transcripts: of the packs of hostile conversations, or others."""
 
-    def __init__(self, encoder: Remembering) -> None:
-        places = [str(builtin_rules_directory() / pack) for pack in PACKS]
+    def __init__(self, encoder: Remembering, packs: Sequence[str] = PACKS) -> None:
+        places = [str(builtin_rules_directory() / pack) for pack in packs]
         self.rules = load_rules(places)
         self.pack_of = {rule.name: Path(rule.file).parent.name for rule in self.rules.rules}
         self._judge = Judge(self.rules, encoder)

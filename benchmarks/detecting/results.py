@@ -13,6 +13,7 @@ import numpy as np
 from reporting.claims import Claim
 from rich.table import Table
 
+from detecting.apart import measured_apart, plain
 from detecting.choices import Cell
 from detecting.controls import untrained
 from detecting.figures import threshold_at
@@ -30,7 +31,15 @@ from detecting.outcome import (
     tokens_to_alert,
 )
 from detecting.panel import Evidence, Panel
-from detecting.tables import apart_table, cost_table, curve_table, draw, line_table, speed_table
+from detecting.tables import (
+    apart_table,
+    apart_tables,
+    cost_table,
+    curve_table,
+    draw,
+    line_table,
+    speed_table,
+)
 from detecting.work import UNTRAINED, Report, untrained_keys
 from nae_monitor.errors import InputDataError
 from nae_monitor.train.corpus import HARM_WORDS
@@ -98,8 +107,13 @@ def results(
             found, told["target_tokens_per_s_of_a_worker"], told["explanations_per_s_of_a_worker"]
         ),
     ]
+    apart = measured_apart(evidence, panel, cells, told["aware"], seed)
+    if apart is not None:
+        tables += apart_tables(apart)
     report("measure", 4, 4)
     context = _context(evidence, panel, at[cell], told, found, [*alone, *controls], best)
+    if apart is not None:
+        context["apart"] = plain(apart)
     return Shown(tables, claims(found, alone[:SINGLE], controls, best), context)
 
 

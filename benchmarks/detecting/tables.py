@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from rich.table import Table
 
+from detecting.apart import Apart
 from detecting.choices import Choice
 from detecting.figures import Interval
 from detecting.outcome import Line, Point, Speed
@@ -61,6 +62,27 @@ def apart_table(title: str, rows: Sequence[tuple[str, int, Interval]]) -> Table:
     for name, count, found in rows:
         table.add_row(name, str(count), str(found))
     return table
+
+
+def apart_tables(apart: Apart) -> list[Table]:
+    """What the monitor says of conversations of other sources, and of exam-like ones."""
+    sorts = list(apart.told[0].shares)
+    share = _table(
+        "share above the curve's thresholds", "means",
+        *(f"{sort}, n = {apart.counts[sort]}" for sort in sorts),
+    )  # fmt: skip
+    for told in apart.told:
+        share.add_row(told.name, *(str(told.shares[sort]) for sort in sorts))
+    exams = _table(
+        "exam-like questions of unseen sets", "means", "TPR at 1 % FPR",
+        "AUROC against natural questions", "natural ones above",
+    )  # fmt: skip
+    for row in apart.exams:
+        exams.add_row(row.name, str(row.recall), str(row.area), str(row.natural))
+    aware = _table("with a decode of evaluation awareness", "conversations", "share")
+    for sort, found in apart.aware.items():
+        aware.add_row(sort, str(found))
+    return [share, exams, aware]
 
 
 def speed_table(rows: Sequence[tuple[str, Speed]]) -> Table:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detecting.apart_cases import EXAM_LEARNT
 from detecting.choices import (
     SCREENS,
     STAGES,
@@ -28,6 +29,7 @@ from detecting.rows import Talk
 from nae_monitor.screen import Directions
 
 Report = Callable[[str, int, int], None]
+APART = (Cell("ar", 2), Cell("contrast", 2), Cell("probe", 2), Cell("random", 2))
 UNTRAINED = Cell("ar", 1)
 UNTRAINED_CASES = 100  # hostile and ordinary ones of the test part, each
 
@@ -62,11 +64,21 @@ class Material:
         return part == "fit" or not cell.is_subset or in_subset(digest)
 
     def wanted(self, cell: Cell) -> list[Key]:
-        """What the cell decodes of all conversations."""
+        """What the cell decodes of all conversations of the curve."""
         return [
             key
             for case in self.cases
-            if case.part != "directions" and self.within(cell, case.digest, case.part)
+            if case.part not in ("directions", "apart")
+            and self.within(cell, case.digest, case.part)
+            for key in self.chosen(case.digest, cell)
+        ]
+
+    def wanted_apart(self, cell: Cell) -> list[Key]:
+        """What it decodes of the conversations that are reported apart."""
+        return [
+            key
+            for case in self.cases
+            if case.part == "apart" and case.document.source != EXAM_LEARNT
             for key in self.chosen(case.digest, cell)
         ]
 
@@ -144,6 +156,24 @@ def stages(
         if not whole:
             return
         yield cell
+
+
+def stages_apart(
+    material: Material,
+    explainer: Explainer,
+    journal: Journal,
+    cells: Sequence[Cell],
+    *,
+    until_s: float,
+    report: Report,
+) -> None:
+    """Decode what is reported apart, behind everything else, until the time is up."""
+    chosen = [cell for cell in APART if cell in cells]
+    keys = list(dict.fromkeys(key for cell in chosen for key in material.wanted_apart(cell)))
+    decode(
+        explainer, keys, material.vector, journal, until_s=until_s,
+        report=lambda done, total: report("decode apart", done, total),
+    )  # fmt: skip
 
 
 def untrained_keys(material: Material) -> list[Key]:

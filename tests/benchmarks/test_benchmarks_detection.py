@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WordEncoder  # type: ignore[import-not-found]
+from detecting.apart_cases import CLEAN, EXAM, EXAM_LEARNT, INJECTION, NATURAL
 from detecting.choices import Cell, bought, evenly, in_subset, order
 from detecting.controls import shuffled, zeroed
 from detecting.conversations import Case, divided
@@ -197,6 +198,41 @@ def test_a_killed_run_goes_on_to_what_an_uninterrupted_one_gives(
     texts = [{k: v["text"] for k, v in t["journal"].items()} for t in (told, retold)]
     assert texts[0] == texts[1]
     assert len(next(cut.glob("decodes-*.jsonl")).read_bytes().splitlines()) == len(lines)
+
+
+def made_up_apart() -> list[Case]:
+    cases = []
+    for sort in (INJECTION, CLEAN, EXAM, EXAM_LEARNT, NATURAL):
+        for number in range(6):
+            kind = "jailbreak" if sort == INJECTION else "facts"
+            document = TrainingDocument(f"tell me about {sort} in the year {number}", sort, kind)
+            cases.append(Case(document, "apart", kind, document.digest))
+    return cases
+
+
+def test_what_is_reported_apart_changes_nothing_of_the_curve(
+    setting: Setting, trained: Trained, tmp_path: Path
+) -> None:
+    shown = []
+    for name, more in (("without", []), ("with", made_up_apart())):
+        evidence, told = gathered(
+            replace(setting, cache=tmp_path / name), trained[2], [*made_up(), *more],
+            lambda *_: None, WordEncoder(),
+        )  # fmt: skip
+        panel = Panel(evidence.material)
+        shown.append(results(evidence, panel, told, 0, None, lambda *_: None))
+    without, with_ = shown
+    assert without.claims == with_.claims
+    assert without.context["curve"] == with_.context["curve"]
+    assert "apart" not in without.context
+    apart = with_.context["apart"]
+    assert apart["counts"] == {"persona": 0} | dict.fromkeys(
+        (INJECTION, CLEAN, EXAM, EXAM_LEARNT, NATURAL), 6
+    )
+    assert len(with_.tables) == len(without.tables) + 3
+    for shares in apart["shares_above_the_threshold"].values():
+        assert np.isnan(shares["persona"][0])
+        assert all(0 <= shares[sort][0] <= 1 for sort in (INJECTION, CLEAN, EXAM, NATURAL))
 
 
 @pytest.fixture(scope="module")
