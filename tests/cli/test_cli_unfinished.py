@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +53,25 @@ def test_a_host_that_ends_in_mid_decode_ends_with_its_own_code(
         check=False,
     )
     assert done.returncode == code, done.stderr
+
+
+def test_a_host_does_not_wait_for_a_decode_server_that_never_answers(
+    config: Config, tiny: Any
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        path = config(nla={"engine": f"vllm:{url}", "timeout_s": 3_600})
+        done = subprocess.run(
+            [sys.executable, "-c", HOST, path, str(tiny.target), "0"],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,  # of the hour that the decode would take
+            check=False,
+        )
+        silent.settimeout(1)
+        connection, _ = silent.accept()  # it was asked
+        connection.close()
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_worker_told_to_end_in_mid_decode_says_what_is_left_and_ends_with_one(

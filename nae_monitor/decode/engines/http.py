@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any, TypeVar
 
 import urllib3
@@ -107,15 +110,32 @@ def _read(response: urllib3.BaseHTTPResponse, deadline_s: float) -> bytes:
 
 
 def in_parallel(work: Callable[[int], T], count: int) -> list[T]:
-    """Run ``work(0..count-1)`` on threads; results in order, the first error raised."""
-    with ThreadPoolExecutor(max_workers=max(1, min(count, MAX_CONNECTIONS))) as pool:
-        futures = [pool.submit(work, i) for i in range(count)]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    """Run ``work(0..count-1)`` on threads; results in order, the first error raised.
+
+    The threads are daemons: an interpreter that ends waits for those of a pool, and with them a
+    host would wait for a server that does not answer.
+    """
+    futures: list[Future[T]] = [Future() for _ in range(count)]
+    waiting = deque(enumerate(futures))
+
+    def run() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                index, future = waiting.popleft()
+                try:
+                    future.set_result(work(index))
+                except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+                    future.set_exception(error)
+
+    threads = [Thread(target=run, daemon=True) for _ in range(min(count, MAX_CONNECTIONS))]
+    for thread in threads:
+        thread.start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        waiting.clear()
+        for thread in threads:
+            thread.join()
 
 
 def pick(answer: Any, path: Sequence[str | int], kind: type[T]) -> T:
