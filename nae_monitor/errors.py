@@ -12,6 +12,7 @@
     │   ├── VectorError      3       an activation of the wrong width, zero, or not finite
     │   └── RecordingError   3       a recording that is truncated, foreign or of another model
     ├── EngineError          1       a remote decode engine that did not answer in time
+    ├── AbandonedError       1       a decode that nobody waits for any more
     └── SinkError            1       an alert sink that cannot take events
 
 Serving code never sees these: they are raised at start-up, from the command line and by offline
