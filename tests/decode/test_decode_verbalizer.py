@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nae_monitor.decode import open_av
-from nae_monitor.decode.engines.torch_engine import TorchEngine, _noise, _Row
+from nae_monitor.decode.engines import next_tokens
+from nae_monitor.decode.engines.next_tokens import NEAR_TIE, NextTokens, Row
+from nae_monitor.decode.engines.torch_engine import TorchEngine
 from nae_monitor.decode.prompts import CLOSE_TAG, PromptBuilder, Sampling, parse_explanation
 from nae_monitor.decode.verbalizer import Verbalizer, load_verbalizer, vector_seeds
 from nae_monitor.decode.weights import embedding_rows, load_causal_lm
@@ -106,16 +108,14 @@ def test_near_ties_are_settled_by_the_row_alone(
     batch = vectors(5, seed=4)
     plain = raw(v, batch)
     asked = []
-    engine = v._engine
-    assert isinstance(engine, TorchEngine)
-    alone = TorchEngine._score_alone
+    alone = NextTokens._score_alone
 
-    def counted(self: TorchEngine, row: _Row) -> torch.Tensor:
+    def counted(self: NextTokens, row: Row) -> torch.Tensor:
         asked.append(row.index)
         return alone(self, row)
 
-    monkeypatch.setattr(engine, "_near_tie", 1e9)
-    monkeypatch.setattr(TorchEngine, "_score_alone", counted)
+    monkeypatch.setattr(next_tokens, "NEAR_TIE", 1e9)
+    monkeypatch.setattr(NextTokens, "_score_alone", counted)
     assert raw(v, batch) == plain
     assert set(asked) == set(range(5))
 
@@ -130,7 +130,7 @@ def test_noise_between_batch_shapes_stays_far_below_a_near_tie(tiny: Any) -> Non
         together = model(inputs_embeds=prompts.embeddings).logits[:, -1]
         for i in range(8):
             alone = model(inputs_embeds=prompts.embeddings[i : i + 1]).logits[0, -1]
-            assert (together[i] - alone).abs().max() < engine._near_tie * alone.abs().max() / 4
+            assert (together[i] - alone).abs().max() < NEAR_TIE * alone.abs().max() / 4
 
 
 def test_the_adapter_form_reads_its_own_weights(tiny: Any) -> None:
@@ -166,8 +166,8 @@ def test_vector_seeds_differ_by_row_and_by_seed() -> None:
 
 def test_gumbel_noise_draws_from_the_softmax() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, -1)
-    rows = [_Row(i, logits[0], torch.Generator().manual_seed(i)) for i in range(4000)]
-    drawn = (logits + _noise(rows, logits)).argmax(1)
+    rows = [Row(i, logits[0], torch.Generator().manual_seed(i)) for i in range(4000)]
+    drawn = (logits + next_tokens._noise(rows, logits)).argmax(1)
     shares = torch.bincount(drawn, minlength=4) / 4000
     assert torch.allclose(shares, torch.softmax(logits[0], 0), atol=0.03)
 

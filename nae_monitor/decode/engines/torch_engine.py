@@ -9,20 +9,13 @@ rows that ended; every other model runs on its own forward pass, in batches, and
 Prompts enter in their order. Sorting them by length would gain nothing: all are equally long, and
 how long a text becomes is known only when it has ended.
 
-The same text whatever the batch: floating-point results differ in the last bits with the shape
-of a batch, which may flip a near tie. So wherever the best two scores lie closer than
-``NEAR_TIE`` times the best (noise between batch shapes, measured: about 2e-6), the row
-is scored again alone, from the start and without a cache, and that answer counts. A decision is
-then either far outside the noise or always taken on the same shape. This holds in float32, where
-it is tested; in half precision and with 8-bit weights the noise is of the size of ordinary gaps and
-ties are left as they fall.
+The same text whatever the batch: see :mod:`nae_monitor.decode.engines.next_tokens`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,29 +23,18 @@ from transformers import DynamicCache
 
 from nae_monitor.decode.engines.fused import FusedDecoder, unsupported
 from nae_monitor.decode.engines.key_values import KeyValues
+from nae_monitor.decode.engines.next_tokens import NextTokens, Row
 from nae_monitor.decode.engines.quantised import lacking
-from nae_monitor.decode.engines.screened_head import Best
 from nae_monitor.decode.engines.text_end import TextEnd
 from nae_monitor.decode.prompts import OPEN_TAG, Generation, PromptBatch, Sampling
 from nae_monitor.errors import AbandonedError, UnsupportedError
 
 log = logging.getLogger(__name__)
-NEAR_TIE = 3e-5
 REFILL_SHARE = 8  # prompts enter once this part of the batch is free: few rows fill no product
 # More in one pass are more memory than the allocator keeps, and the kernel would clear its pages
 # each time.
 PREFILL_ROWS = 32
 LOGIT_ROWS = 128  # of 49,152 float32 logits: 24 MiB
-
-
-@dataclass(slots=True)
-class _Row:
-    """One text being written."""
-
-    index: int
-    prompt: torch.Tensor  # [T, d]
-    noise: torch.Generator | None
-    ids: list[int] = field(default_factory=list)
 
 
 class TorchEngine:
@@ -90,7 +72,7 @@ class TorchEngine:
             tokenizer(OPEN_TAG, add_special_tokens=False)["input_ids"], device=self._device
         )
         self.weights = "int8" if is_int8 else str(self._dtype).removeprefix("torch.")
-        self._near_tie = NEAR_TIE if self.weights == "float32" else 0.0
+        self._next = NextTokens(model if self.weights == "float32" else None, self._embed)
         reason = unsupported(model) if is_frozen else "the weights may change"
         if is_int8 and (fault := reason or lacking()) is not None:
             raise UnsupportedError(f"the verbalizer's weights cannot be int8: {fault}")
@@ -130,11 +112,11 @@ class TorchEngine:
         if self._is_abandoned:
             raise AbandonedError("the decode was given up between two steps")
 
-    def _row(self, prompts: PromptBatch, index: int, sampling: Sampling) -> _Row:
+    def _row(self, prompts: PromptBatch, index: int, sampling: Sampling) -> Row:
         prompt = prompts.embeddings[index].to(self._device, self._dtype)
         if sampling.is_greedy:
-            return _Row(index, prompt, None)
-        return _Row(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
+            return Row(index, prompt, None)
+        return Row(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
 
     def _run_fused(
         self,
@@ -150,7 +132,7 @@ class TorchEngine:
         prefix = self._prefix(decoder, prompts)
         draft = self._embed(self._draft[: sampling.max_new_tokens - 1])
         waiting = deque(range(len(prompts)))
-        rows: list[_Row] = []
+        rows: list[Row] = []
         filling = True  # until the batch is full again
         while rows or waiting:
             self._go_on()
@@ -191,7 +173,7 @@ class TorchEngine:
         return cache
 
     def _begin(
-        self, decoder: FusedDecoder, behind: torch.Tensor, rows: list[_Row], sampling: Sampling
+        self, decoder: FusedDecoder, behind: torch.Tensor, rows: list[Row], sampling: Sampling
     ) -> None:
         """First tokens of new rows, from states [n, 1 + t, d] behind prompt and ``t`` drafted ones.
 
@@ -206,38 +188,19 @@ class TorchEngine:
                 return
 
     def _extend_fused(
-        self, decoder: FusedDecoder, last: torch.Tensor, rows: list[_Row], sampling: Sampling
+        self, decoder: FusedDecoder, last: torch.Tensor, rows: list[Row], sampling: Sampling
     ) -> None:
-        """As :meth:`_extend`, from last states [n, d]."""
+        """Their next tokens, from last states [n, d]."""
         for start in range(0, len(rows), LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
             if sampling.is_greedy:
-                self._settle(decoder.best(last[part]), rows[part], None)
+                self._next.extend_by(decoder.best(last[part]), rows[part])
             else:
-                self._extend(decoder.logits(last[part]), rows[part], sampling)
-
-    def _extend(self, logits: torch.Tensor, rows: list[_Row], sampling: Sampling) -> None:
-        """The next token of each row: the largest logit, or largest logit plus Gumbel noise.
-
-        Adding Gumbel noise and taking the largest draws from the softmax exactly, and lets the
-        near-tie rule serve both modes.
-        """
-        noise = None if sampling.is_greedy else _noise(rows, logits) * sampling.temperature
-        self._settle(Best.of(logits if noise is None else logits + noise), rows, noise)
-
-    def _settle(self, best: Best, rows: list[_Row], noise: torch.Tensor | None) -> None:
-        first, second = best.scores.T
-        close = first - second < self._near_tie * first.abs().clamp(min=1)
-        ids: list[int] = best.ids.tolist()
-        for i in close.nonzero().flatten().tolist():
-            alone = self._score_alone(rows[i])
-            ids[i] = int((alone if noise is None else alone + noise[i]).argmax())
-        for row, token_id in zip(rows, ids, strict=True):
-            row.ids.append(token_id)
+                self._next.extend(decoder.logits(last[part]), rows[part], sampling)
 
     def _retire(
         self,
-        rows: list[_Row],
+        rows: list[Row],
         cache: KeyValues,
         length: int,
         sampling: Sampling,
@@ -254,13 +217,13 @@ class TorchEngine:
                 cache.move(len(rows), place, length + len(last.ids) - 1)
 
     def _run(
-        self, rows: list[_Row], shared: int, sampling: Sampling, done: dict[int, Generation]
+        self, rows: list[Row], shared: int, sampling: Sampling, done: dict[int, Generation]
     ) -> None:
         cache = DynamicCache(config=self._model.config)
         logits = self._prefill(rows, shared, cache)
         while True:
             self._go_on()
-            self._extend(logits, rows, sampling)
+            self._next.extend(logits, rows, sampling)
             alive = [i for i, row in enumerate(rows) if not self._ends(row, sampling)]
             if len(alive) < len(rows):
                 kept = set(alive)
@@ -275,7 +238,7 @@ class TorchEngine:
             )
             logits = output.logits[:, -1].float()
 
-    def _prefill(self, rows: list[_Row], shared: int, cache: Any) -> torch.Tensor:
+    def _prefill(self, rows: list[Row], shared: int, cache: Any) -> torch.Tensor:
         """Run the prompts; what stands before the marker is the same in all and runs once."""
         if shared:
             self._model(
@@ -297,25 +260,8 @@ class TorchEngine:
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
-    def _score_alone(self, row: _Row) -> torch.Tensor:
-        """Logits [vocabulary] of one row by itself, from its first token."""
-        written = self._embed(torch.tensor(row.ids, dtype=torch.long, device=self._device))
-        whole = torch.cat([row.prompt, written])[None]
-        output = self._model(inputs_embeds=whole, use_cache=False, logits_to_keep=1)
-        logits: torch.Tensor = output.logits[0, -1].float()
-        return logits
-
-    def _ends(self, row: _Row, sampling: Sampling) -> bool:
+    def _ends(self, row: Row, sampling: Sampling) -> bool:
         return len(row.ids) >= sampling.max_new_tokens or self._end.reached(row.ids)
 
-    def _finish(self, row: _Row) -> Generation:
+    def _finish(self, row: Row) -> Generation:
         return Generation(self._end.text(row.ids), len(row.ids))
-
-
-def _noise(rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise from each row's own generator, like ``logits``."""
-    noise = torch.zeros(logits.shape)
-    for i, row in enumerate(rows):
-        if row.noise is not None:
-            noise[i].exponential_(generator=row.noise).clamp_(min=1e-30).log_().neg_()
-    return noise.to(logits.device)
