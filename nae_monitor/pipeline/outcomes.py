@@ -118,8 +118,10 @@ class Outcomes:
             self._decide(row.turn, findings)
         finally:  # whatever failed, no generation may wait for this row any longer
             self._brake.settled(row.turn, activation.position)
-        self._fold(activation, decoding, transcript, findings)
-        self._kept(row, self._recorder.judged(activation, decoding, findings))
+        try:
+            self._fold(activation, decoding, transcript, findings)
+        finally:  # a row that was judged is on record, whatever became of its alerts
+            self._kept(row, self._recorder.judged(activation, decoding, findings))
 
     def _fold(
         self,

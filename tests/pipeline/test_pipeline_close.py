@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from pipeline_parts import D_MODEL, LAYER, Bench, ledger_faults, wait_until
 
+from nae_monitor.alert import AlertFolder
+from nae_monitor.errors import AbandonedError
 from nae_monitor.recording import Recording, RecordingWriter
 from nae_monitor.records import VerdictState
 
@@ -54,6 +56,33 @@ def test_closing_twice_changes_nothing_and_says_the_same(bench: Make) -> None:
     late.rows("r", [0])
     assert late.pipeline.close(0.0) is late.pipeline.close(5.0) is False
     assert late.counter("dropped.shutdown") == 1
+
+
+def test_a_decode_under_way_at_the_deadline_is_given_up_and_nothing_is_called_failed(
+    bench: Make,
+) -> None:
+    here = bench()
+    decoder = here.decoder
+    decoder.released.clear()
+
+    def abandon() -> bool:
+        decoder.faults = [AbandonedError("nobody waits")]
+        decoder.released.set()
+        return True
+
+    decoder.abandon = abandon  # type: ignore[method-assign]
+    here.start("r")
+    here.rows("r", [0, 1])
+    here.finish("r")
+    assert decoder.entered.wait(120)
+    assert here.pipeline.close(0.05) is False
+    thread = here.pipeline._thread
+    assert thread is not None
+    thread.join(120)
+    assert not thread.is_alive()
+    assert here.verdict("r").coverage.dropped_tokens == {"shutdown": 2}
+    assert not here.blind_alerts()
+    assert not [name for name in here.health.counters() if name.startswith("failed.")]
 
 
 def test_what_is_left_at_the_deadline_is_counted_recorded_and_undecided(
@@ -251,3 +280,20 @@ def test_a_forked_child_monitors_afresh_and_leaves_its_parents_recording_alone(
     assert {r.request.request_id for r in childs.requests()} == {"child"}
     assert mine.complete
     assert childs.complete
+
+
+def test_a_judged_row_is_on_record_even_where_its_alert_cannot_be_made(
+    bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(AlertFolder, "add", broken)
+    here = bench(open_recorder=writer_in(tmp_path))
+    here.start("r")
+    here.rows("r", [0], coordinate=0)
+    here.finish("r")
+    assert here.verdict("r").state is VerdictState.ALERT
+    here.pipeline.close(30.0)
+    assert len(list(Recording.open(tmp_path / "0").activations())) == 1
+    assert here.counter("failed.pipeline.RuntimeError") == 1
