@@ -96,7 +96,7 @@ def _spent(evidence: Evidence, panel: Panel, cell: Cell) -> float:
 
 
 def baselines(evidence: Evidence, panel: Panel) -> list[Line]:
-    """Each single means of detection without a decode; the last is all text together."""
+    """Means of detection without a decode: single ones, all text, and a screen with all text."""
     visible = evidence.visible
 
     def rules(digest: str) -> np.ndarray:
@@ -118,6 +118,7 @@ def baselines(evidence: Evidence, panel: Panel) -> list[Line]:
         Line.of("rules on the output alone", panel.scored(output_rules)),
         Line.of("encoder, trained, on the output alone", raw("output_log_odds")),
         Line.of("all text: rules and encoder", panel.scored(evidence.text)),
+        *(Line.of(f"{c}, rules and encoder", panel.scored(evidence.undecoded(c))) for c in SCREENS),
     ]
 
 

@@ -168,6 +168,11 @@ class Evidence:
         """The visible text alone: rules and encoder."""
         return self.visible[digest].features
 
+    def undecoded(self, choice: Any) -> Features:
+        """The cascade as it is where nothing is decoded."""
+        screen = self.screen(choice)
+        return lambda digest: np.concatenate([screen(digest), self.text(digest)])
+
     def cascade(self, cell: Cell) -> Features:
         """Screen, decodes, and rules and encoder on the visible text."""
         both = self.both(cell)
