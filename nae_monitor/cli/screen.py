@@ -48,9 +48,23 @@ def build(
         BackendName,
         typer.Option(
             help="ar: from the rules' words by the reconstructor, no labels needed; contrast and "
-            "probe: from the collection's hostile kinds."
+            "probe: from the collection's hostile kinds, and from recordings."
         ),
     ] = BackendName.AR,
+    recording: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="contrast and probe: learn from these recordings, too, a direction a rule from "
+            "the rows whose decodes it matched. May be repeated."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --recording: what `alerts labels` prints. In requests that it names, "
+            "matches of rules that it does not are ordinary."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
         "screen.safetensors"
     ),
@@ -104,8 +118,15 @@ def build(
     train = read_collection(activations, ["train"])
     validation = read_collection(activations, ["validation"])
     ordinary = Ordinary.of(train)
+    if recording and backend is BackendName.AR:
+        raise typer.BadParameter("needs --backend contrast or probe", param_hint="--recording")
+    if labels is not None and not recording:
+        raise typer.BadParameter("needs --recording", param_hint="--labels")
     settings = NlaSettings(av=av, ar=ar, batch_size=AR_BATCH)
     nla = load_nla(resolve_nla(av), resolve_nla(ar), settings=settings, resolve_base=resolve_target)
+    if recording:
+        learnt, held = _recorded(recording, labels, nla, target)
+        train, validation = train.and_also(learnt), validation.and_also(held)
     built = _built(backend, nla, train, ordinary, rules, frames, seed)
     beaten = against_chance(built, validation, seed=seed)
     axes = min(anomaly_rank, nla.d_model - 1)
@@ -116,6 +137,8 @@ def build(
         "pool": pool,
         "anomaly_rank": axes,
         "ordinary_rows": [len(ordinary.fit), len(ordinary.scale)],
+        "recordings": [] if not recording else [Path(path).name for path in recording],
+        "recorded_rows": 0 if not recording else len(learnt) + len(held),
         "validation_auroc": {n: round(beaten.aurocs[n], 4) for n in beaten.kept},
         "random_auroc": round(beaten.chance, 4),
     }
@@ -141,6 +164,23 @@ def build(
         json_line({"file": str(out), "names": list(made.names), **provenance})
     else:
         _show(made, ordinary.scale, activations, out)
+
+
+def _recorded(
+    recordings: list[str], labels: Path | None, nla: Nla, target: str
+) -> tuple[LabelledRows, LabelledRows]:
+    from nae_monitor.concepts import read_recorded
+    from nae_monitor.detect.tools.expectations import read_expectations
+    from nae_monitor.recording import open_recordings
+
+    said = None if labels is None else read_expectations(labels, None)
+    return read_recorded(
+        open_recordings(recordings),
+        model=target,
+        layer=nla.layer,
+        d_model=nla.d_model,
+        labels=said,
+    )
 
 
 def _built(

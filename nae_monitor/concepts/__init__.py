@@ -11,6 +11,7 @@ from nae_monitor.concepts.compiled import (
 from nae_monitor.concepts.concept import Concept, concepts_of
 from nae_monitor.concepts.evaluate import Measured, evaluate
 from nae_monitor.concepts.frames import frames_of, reconstruct_by
+from nae_monitor.concepts.recorded import read_recorded
 from nae_monitor.concepts.rows import LabelledRows, read_collection
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "frames_of",
     "only",
     "read_collection",
+    "read_recorded",
     "reconstruct_by",
     "with_ordinary",
 ]

@@ -43,6 +43,18 @@ class LabelledRows:
             None if self.positions is None else self.positions[wanted],
         )  # fmt: skip
 
+    def and_also(self, other: LabelledRows) -> LabelledRows:
+        """These rows, and those of other documents behind them."""
+        known = self.positions is not None and other.positions is not None
+        return LabelledRows(
+            np.concatenate([self.unit, other.unit]),
+            np.concatenate([self.documents, other.documents + self.documents.max(initial=-1) + 1]),
+            np.concatenate([self.kinds, other.kinds]),
+            np.concatenate([self.hostile, other.hostile]),
+            np.concatenate([self.is_prompt, other.is_prompt]),
+            np.concatenate([self.positions, other.positions]) if known else None,
+        )
+
     @property
     def runs(self) -> NDArray[np.int64]:
         """A number a row [n]: rows of one number follow one another, token by token."""

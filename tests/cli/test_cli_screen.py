@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import tiny_nla
 import torch
 from collections_on_disk import write_collection
 
-from nae_monitor.recording import Recording
-from nae_monitor.records import SampleReason
+from nae_monitor.recording import Recording, RecordingWriter
+from nae_monitor.records import (
+    Activation,
+    Decoding,
+    Finding,
+    FindingState,
+    Phase,
+    Request,
+    SampleReason,
+    Severity,
+)
 from nae_monitor.screen import read_directions, write_directions
 from nae_monitor.screen.directions import calibrated
 from nae_monitor.screening import directions_for
@@ -154,3 +164,38 @@ def test_both_sets_of_the_shipped_pair_fit_it_and_each_direction_beats_chance() 
         "rules": ("ar", "smollm2-135m-l20-v3", True),
         "contrast": ("contrast", "smollm2-135m-l20-v3", True),
     }
+
+
+def test_directions_are_learnt_from_what_rules_read_in_recordings(
+    cli: Cli, tiny: Any, collection: Path, tmp_path: Path
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    settings = {"layer": tiny_nla.LAYER, "model": str(tiny.target)}
+    place = tmp_path / "rec"
+    with RecordingWriter(place, manifest=settings, d_model=tiny_nla.D, content="none") as writer:
+        for number in range(60):
+            request = Request(f"r{number}", f"r{number}", str(tiny.target))
+            vector = torch.randn(tiny_nla.D, generator=random) + 2
+            vector[1] += 6.0 * (number % 2)
+            row = Activation(
+                request, 3, 1, "t", Phase.PROMPT, tiny_nla.LAYER, vector, SampleReason.RANDOM
+            )
+            writer.write_activation(row, Decoding("x", True, 0.5, 0.5, 1, 0, "p", 3, 0.1))
+            if number % 2:
+                found = ("r1", "leaning", "1", "T", Severity.HIGH, FindingState.MATCH)
+                writer.write_findings([Finding(request.request_id, 3, *found)])
+    out = tmp_path / "s.safetensors"
+    command = [
+        "screen", "build", "--activations", collection, "--recording", place,
+        "--av", tiny.av, "--ar", tiny.ar, "--target", tiny.target, "-o", out, "--json",
+    ]  # fmt: skip
+    done = cli(*command, "--backend", "probe")
+    assert done.code == 0, done.err
+    assert "leaning" in done.objects[0]["names"]
+    assert done.objects[0]["recorded_rows"] == 60
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({f"r{number}": [] for number in range(60)}))
+    done = cli(*command, "--backend", "probe", "--labels", labels)
+    assert done.code == 0, done.err
+    assert "leaning" not in done.objects[0]["names"]
+    assert cli(*command, "--backend", "ar").code == 2
