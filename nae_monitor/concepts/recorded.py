@@ -7,6 +7,8 @@ what triage called false.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +19,9 @@ from nae_monitor.recording import RecordedActivation, Recording
 from nae_monitor.records import FindingState, Phase
 
 ORDINARY = ""  # the kind of a row that no rule matched
+MAX_ROWS = 50_000  # ordinary ones, and as many that rules matched: what memory holds with ease
 HELD_SHARE = 0.3  # of requests: directions are chosen on them, not learnt
+Labelled = tuple[RecordedActivation, str]  # a row and its kind
 Labels = Mapping[str, Collection[str]]  # request id to the names of rules that people found right
 
 
@@ -33,7 +37,8 @@ def read_recorded(
 
     A row that a rule matched is of that rule's kind, once for each rule; one that no rule matched
     is ordinary. Where a rule could not decide, the row is neither. In a request that ``labels``
-    names, matches of rules that are not right there are ordinary.
+    names, matches of rules that are not right there are ordinary. Of more than :data:`MAX_ROWS`
+    of either sort as many are drawn, always the same.
 
     Args:
         recordings: what was judged.
@@ -46,26 +51,28 @@ def read_recorded(
         InputDataError: a recording of another model, layer or width, or nothing to learn from.
     """
     labels = labels or {}
-    found: list[tuple[RecordedActivation, str]] = []
     for recording in recordings:
         of = (recording.model or model, recording.layer or layer)
         if of != (model, layer):
             raise InputDataError(
                 f"{recording.path} is of {of[0]}, layer {of[1]}, and not of {model}, layer {layer}"
             )
-        found += _labelled(recording, labels)
-    usable = [(row, kind) for row, kind in found if _is_usable(row, d_model)]
+    usable = _bounded(
+        one
+        for recording in recordings
+        for one in _labelled(recording, labels)
+        if _is_usable(one[0], d_model)
+    )
     if not usable:
         names = ", ".join(str(recording.path) for recording in recordings)
         raise InputDataError(f"{names}: no judged row of width {d_model} is recorded")
-    held = [_is_held(row.activation.request.request_id) for row, _ in usable]
-    parts = ([one for one, is_held in zip(usable, held, strict=True) if is_held is wanted]
-             for wanted in (False, True))  # fmt: skip
-    fit, chosen_on = (_rows(part, d_model) for part in parts)
-    return fit, chosen_on
+    parts: dict[bool, list[Labelled]] = {False: [], True: []}
+    for one in usable:
+        parts[_is_held(one[0].activation.request.request_id)].append(one)
+    return _rows(parts[False], d_model), _rows(parts[True], d_model)
 
 
-def _labelled(recording: Recording, labels: Labels) -> Iterable[tuple[RecordedActivation, str]]:
+def _labelled(recording: Recording, labels: Labels) -> Iterable[Labelled]:
     matched: dict[tuple[str, int], set[str]] = {}
     unknown: set[tuple[str, int]] = set()
     for finding in recording.findings():
@@ -84,6 +91,22 @@ def _labelled(recording: Recording, labels: Labels) -> Iterable[tuple[RecordedAc
                 yield row, kind
 
 
+def _bounded(found: Iterable[Labelled], limit: int = MAX_ROWS) -> list[Labelled]:
+    """At most ``limit`` ordinary rows and as many others, each as likely as any (Vitter's R)."""
+    kept: dict[bool, list[Labelled]] = {True: [], False: []}
+    seen = Counter[bool]()
+    chance = random.Random(0)  # noqa: S311 - sampling, not secrets
+    for one in found:
+        is_ordinary = one[1] == ORDINARY
+        rows = kept[is_ordinary]
+        seen[is_ordinary] += 1
+        if len(rows) < limit:
+            rows.append(one)
+        elif (place := chance.randrange(seen[is_ordinary])) < limit:
+            rows[place] = one
+    return [*kept[True], *kept[False]]
+
+
 def _is_usable(row: RecordedActivation, d_model: int) -> bool:
     vector = row.activation.vector
     norm = float(vector.double().norm())
@@ -95,7 +118,7 @@ def _is_held(request_id: str) -> bool:
     return int.from_bytes(digest[:8]) / 2**64 < HELD_SHARE
 
 
-def _rows(found: Sequence[tuple[RecordedActivation, str]], d_model: int) -> LabelledRows:
+def _rows(found: Sequence[Labelled], d_model: int) -> LabelledRows:
     """Rows of one request and kind are a document: its rows without a hit are ordinary ones."""
     kinds = np.array([kind for _, kind in found], dtype=np.str_)
     names = [f"{row.activation.request.request_id}\0{kind}" for row, kind in found]

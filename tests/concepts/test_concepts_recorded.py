@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from recording_parts import prompt_row
 
 from nae_monitor.concepts import read_recorded
-from nae_monitor.concepts.recorded import ORDINARY
+from nae_monitor.concepts.recorded import ORDINARY, _bounded
 from nae_monitor.concepts.rows import LabelledRows
 from nae_monitor.errors import InputDataError
-from nae_monitor.recording import Recording, RecordingWriter
+from nae_monitor.recording import RecordedActivation, Recording, RecordingWriter
 from nae_monitor.records import Decoding, Finding, FindingState, Phase, Request, Severity
 
 D = 8
@@ -117,3 +118,16 @@ def test_documents_of_two_sets_stay_apart(first: list[int], second: list[int]) -
     both = one.and_also(two)
     assert len(set(both.documents)) == len(set(first)) + len(set(second))
     assert len(both) == len(first) + len(second)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 20))
+def test_of_many_rows_some_of_each_sort_are_drawn_always_the_same(
+    ordinary: int, hits: int, limit: int
+) -> None:
+    row = RecordedActivation(prompt_row(torch.ones(2)), DECODING)
+    found = [(row, ORDINARY)] * ordinary + [(replace(row), f"rule {n}") for n in range(hits)]
+    kept = [kind for _, kind in _bounded(iter(found), limit)]
+    assert kept.count(ORDINARY) == min(ordinary, limit)
+    assert len(kept) - kept.count(ORDINARY) == min(hits, limit)
+    assert len({k for k in kept if k != ORDINARY}) == min(hits, limit)
+    assert kept == [kind for _, kind in _bounded(iter(found), limit)]
