@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from nae_monitor.models.progress import standard_error
+
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 
 
@@ -19,7 +21,7 @@ def output() -> Console:
 
 def errors() -> Console:
     """Standard error, for progress and messages."""
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    return standard_error()
 
 
 def printable(text: str) -> str:

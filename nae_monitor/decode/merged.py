@@ -40,10 +40,10 @@ from nae_monitor.decode.weights import (
     NOT_OF_A_TRUNK,
     final_norm_name,
     load_causal_lm,
-    quiet_loading,
 )
 from nae_monitor.errors import CheckpointError, ConfigurationError, Mark, ModelError, Problem
 from nae_monitor.models.cache import sha256_file
+from nae_monitor.models.progress import quiet_loading
 
 DTYPES = (torch.bfloat16, torch.float32)
 AV, AR = "av", "ar"  # the directories of a pair

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from nae_monitor.decode.contract import ArContract, AvContract
 from nae_monitor.decode.sidecar import Fields, render
-from nae_monitor.decode.weights import quiet_loading
 from nae_monitor.errors import Mark, Problem
+from nae_monitor.models.progress import quiet_loading
 
 CHAT_TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1024 * 1024

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from nae_monitor.decode.contract import WeightSource
 from nae_monitor.decode.lora import (
@@ -23,6 +21,7 @@ from nae_monitor.decode.lora import (
     read_lora_config,
 )
 from nae_monitor.errors import CheckpointError, ConfigurationError, Mark, Problem
+from nae_monitor.models.progress import quiet_loading
 
 ResolveBase = Callable[[str], Path]
 FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
@@ -214,21 +213,6 @@ def embedding_rows(source: WeightSource, token_ids: tuple[int, ...]) -> torch.Te
         table = tensors.get_slice(key)
         rows = torch.cat([table[i : i + 1] for i in token_ids])
     return rows.float() * source.embedding_scale
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports out of the host's terminal."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _read_config(directory: Path, problems: list[Problem]) -> Any:

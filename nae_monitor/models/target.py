@@ -144,23 +144,18 @@ def _convert(pin: WheelPin, folder: Path) -> None:
 
 def _dequantise(source: Path, gguf_file: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    quiet = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # ours is on the screen
-    try:
-        with _load_errors(source / gguf_file):
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=gguf_file, dtype=torch.float32, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, gguf_file=gguf_file, local_files_only=True
-            )
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config  # save_pretrained refuses GGUF otherwise
-            model.hf_quantizer = None
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    finally:
-        if quiet:
-            transformers_logging.enable_progress_bar()
+    from nae_monitor.models.progress import quiet_loading
+
+    with quiet_loading(), _load_errors(source / gguf_file):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=gguf_file, dtype=torch.float32, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, gguf_file=gguf_file, local_files_only=True
+        )
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # save_pretrained refuses GGUF otherwise
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
