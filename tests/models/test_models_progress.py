@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,16 @@ from nae_monitor.cli.terminal import errors
 from nae_monitor.models.progress import quiet_loading, standard_error, steps
 
 GGUF: Any = modeling_gguf_pytorch_utils
+
+
+@pytest.fixture(autouse=True)
+def bars() -> Iterator[None]:
+    """Drawn, as where no command of this package ran before; as they were afterwards."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    yield
+    if not was_enabled:
+        logging.disable_progress_bar()
 
 
 def test_no_bar_of_transformers_is_drawn_while_a_model_loads(
