@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nae_monitor.cli.terminal import quiet_libraries
+from nae_monitor.cli.terminal import errors, quiet_libraries
 from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, EMBEDDED_ENCODER
 
 
@@ -44,7 +44,7 @@ def train(
 
     quiet_libraries()
     plan = make_plan(out=out, target=target, layer=layer, recipe=recipe, device=device, stage=stage)
-    console = Console(stderr=True, markup=False, highlight=False, quiet=not is_first())
+    console = errors() if is_first() else Console(quiet=True)
     console.print(
         f"{plan.recipe.nla_id}: layer {plan.recipe.collect.layer} of {plan.recipe.target}, "
         f"on {plan.device}"
@@ -122,7 +122,7 @@ def _progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=errors(),
         transient=True,
     )
 

@@ -16,7 +16,7 @@ from nae_monitor.settings import EMBEDDED_AR, EMBEDDED_AV, NlaSettings, TargetSe
 if TYPE_CHECKING:
     from nae_monitor.concepts import Backend, Built, LabelledRows, Ordinary
     from nae_monitor.decode import Nla
-    from nae_monitor.screen import Directions
+    from nae_monitor.screen import Directions, Pool
 
 AR_BATCH = 16
 PACKS = ("harm", "jailbreak", "injection")  # what the shipped set is compiled from
@@ -108,24 +108,20 @@ def build(
     from nae_monitor.decode import load_nla
     from nae_monitor.models import resolve_nla, resolve_target
     from nae_monitor.models.nla import list_in_checksums
-    from nae_monitor.screen import Pool, write_directions
+    from nae_monitor.screen import write_directions
 
     quiet_libraries()
-    try:
-        pooling = Pool.parse(pool)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--pool") from error
+    pooling = _pooling(pool)
+    _check_recorded(backend, recording, labels)
     train = read_collection(activations, ["train"])
     validation = read_collection(activations, ["validation"])
     ordinary = Ordinary.of(train)
-    if recording and backend is BackendName.AR:
-        raise typer.BadParameter("needs --backend contrast or probe", param_hint="--recording")
-    if labels is not None and not recording:
-        raise typer.BadParameter("needs --recording", param_hint="--labels")
     settings = NlaSettings(av=av, ar=ar, batch_size=AR_BATCH)
     nla = load_nla(resolve_nla(av), resolve_nla(ar), settings=settings, resolve_base=resolve_target)
+    recorded_rows = 0
     if recording:
         learnt, held = _recorded(recording, labels, nla, target)
+        recorded_rows = len(learnt) + len(held)
         train, validation = train.and_also(learnt), validation.and_also(held)
     built = _built(backend, nla, train, ordinary, rules, frames, seed)
     beaten = against_chance(built, validation, seed=seed)
@@ -137,8 +133,8 @@ def build(
         "pool": pool,
         "anomaly_rank": axes,
         "ordinary_rows": [len(ordinary.fit), len(ordinary.scale)],
-        "recordings": [] if not recording else [Path(path).name for path in recording],
-        "recorded_rows": 0 if not recording else len(learnt) + len(held),
+        "recordings": [Path(path).name for path in recording or ()],
+        "recorded_rows": recorded_rows,
         "validation_auroc": {n: round(beaten.aurocs[n], 4) for n in beaten.kept},
         "random_auroc": round(beaten.chance, 4),
     }
@@ -164,6 +160,24 @@ def build(
         json_line({"file": str(out), "names": list(made.names), **provenance})
     else:
         _show(made, ordinary.scale, activations, out)
+
+
+def _pooling(pool: str) -> Pool | None:
+    from nae_monitor.screen import Pool
+
+    try:
+        return Pool.parse(pool)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pool") from error
+
+
+def _check_recorded(
+    backend: BackendName, recordings: list[str] | None, labels: Path | None
+) -> None:
+    if recordings and backend is BackendName.AR:
+        raise typer.BadParameter("needs --backend contrast or probe", param_hint="--recording")
+    if labels is not None and not recordings:
+        raise typer.BadParameter("needs --recording", param_hint="--labels")
 
 
 def _recorded(

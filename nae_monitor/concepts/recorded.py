@@ -52,7 +52,8 @@ def read_recorded(
     """
     labels = labels or {}
     for recording in recordings:
-        of = (recording.model or model, recording.layer or layer)
+        stated = recording.layer
+        of = (recording.model or model, layer if stated is None else stated)
         if of != (model, layer):
             raise InputDataError(
                 f"{recording.path} is of {of[0]}, layer {of[1]}, and not of {model}, layer {layer}"

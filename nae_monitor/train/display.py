@@ -27,8 +27,8 @@ class Display:
     Use it as a context manager; on a terminal it holds the bars below the printed rows.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, markup=False, highlight=False)
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

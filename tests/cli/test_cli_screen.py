@@ -199,3 +199,11 @@ def test_directions_are_learnt_from_what_rules_read_in_recordings(
     assert done.code == 0, done.err
     assert "leaning" not in done.objects[0]["names"]
     assert cli(*command, "--backend", "ar").code == 2
+
+
+def test_labels_without_a_recording_are_refused_before_anything_is_read(
+    cli: Cli, tmp_path: Path
+) -> None:
+    done = cli("screen", "build", "--activations", tmp_path / "missing", "--labels", "labels.json")
+    assert done.code == 2
+    assert "--labels" in done.err

@@ -105,6 +105,11 @@ def test_a_recording_of_something_else_is_refused(tmp_path: Path, asked: dict[st
         read_recorded([recording], **wanted)  # type: ignore[arg-type]
 
 
+def test_embeddings_are_not_taken_for_rows_of_a_layer(tmp_path: Path) -> None:
+    with pytest.raises(InputDataError, match="layer 0"):
+        read_recorded([recorded(tmp_path / "a", layer=0)], model="m", layer=3, d_model=D)
+
+
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
 def test_documents_of_two_sets_stay_apart(first: list[int], second: list[int]) -> None:
     def rows(documents: list[int]) -> LabelledRows:
