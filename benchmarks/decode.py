@@ -290,15 +290,14 @@ def judged(
     shares = [r.rates[OURS] * work / r.peak_flops for r in measured]
     claims.append(_claim("share of the peak", shares, ""))
     claims.append(_claim(f"{OURS}", [r.rates[OURS] for r in measured], "texts/s"))
-    cache = engine._spare
     notes = [
         f"{len(texts[OURS])} vectors, {np.mean(lengths):.1f} tokens a text, "
         f"{torch.get_num_threads()} threads; general path: {engine.general_because or 'not used'}",
         f"peak {max(r.peak_flops for r in measured) / 1e9:.0f} GFLOP/s; a text is "
         f"{work / 1e9:.1f} GFLOP in linear layers",
     ]
-    if cache is not None:
-        notes.append(f"caches {cache.size_bytes / 2**20:.0f} MiB, allocated once")
+    if engine.cache_bytes:
+        notes.append(f"caches {engine.cache_bytes / 2**20:.0f} MiB, allocated once")
     return Report(describe(), claims), notes
 
 

@@ -31,6 +31,13 @@ class Row:
     noise: torch.Generator | None
     ids: list[int] = field(default_factory=list)
 
+    @classmethod
+    def begun(cls, index: int, prompt: torch.Tensor, sampling: Sampling) -> Row:
+        """Of prompt ``index``; each sample draws by a seed of its own."""
+        if sampling.is_greedy:
+            return cls(index, prompt, None)
+        return cls(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
+
 
 class NextTokens:
     """Appends to rows the tokens that follow.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nae_monitor.decode.prompts import CLOSE_TAG
+from nae_monitor.decode.prompts import CLOSE_TAG, Generation
 
 # A closing tag that has begun so is no other: no name of another tag begins with "explan".
 # What comes behind is known, and two tokens of forty are saved by taking it as written.
@@ -24,6 +24,14 @@ class TextEnd:
         self._tokenizer = tokenizer
         self._stop_ids = _stop_ids(model, tokenizer)
         self._closing_ids = _closing_ids(tokenizer)
+
+    def is_over(self, ids: list[int], max_tokens: int) -> bool:
+        """Whether no token comes behind these, which are at most ``max_tokens``."""
+        return len(ids) >= max_tokens or self.reached(ids)
+
+    def generation(self, ids: list[int]) -> Generation:
+        """What these ids come to."""
+        return Generation(self.text(ids), len(ids))
 
     def reached(self, ids: list[int]) -> bool:
         """Whether the model ends its text here, or its closing tag is there or certain."""

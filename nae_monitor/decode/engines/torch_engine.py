@@ -6,8 +6,8 @@ Llama- and Qwen2-shaped models whose weights stay as they are run on
 rows that ended; every other model runs on its own forward pass, in batches, and
 :attr:`TorchEngine.general_because` says why.
 
-Prompts enter in their order. Sorting them by length would gain nothing: all are equally long, and
-how long a text becomes is known only when it has ended.
+Large batches run as several streams side by side, each on cores of its own: cores that share one
+product wait for each other at the end of each of some two hundred a step.
 
 The same text whatever the batch: see :mod:`nae_monitor.decode.engines.next_tokens`.
 """
@@ -15,26 +15,27 @@ The same text whatever the batch: see :mod:`nae_monitor.decode.engines.next_toke
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from nae_monitor.decode.engines.fused import FusedDecoder, unsupported
-from nae_monitor.decode.engines.key_values import KeyValues
 from nae_monitor.decode.engines.next_tokens import NextTokens, Row
 from nae_monitor.decode.engines.quantised import lacking
+from nae_monitor.decode.engines.stream import Stream
 from nae_monitor.decode.engines.text_end import TextEnd
 from nae_monitor.decode.prompts import OPEN_TAG, Generation, PromptBatch, Sampling
 from nae_monitor.errors import AbandonedError, UnsupportedError
 
 log = logging.getLogger(__name__)
-REFILL_SHARE = 8  # prompts enter once this part of the batch is free: few rows fill no product
-# More in one pass are more memory than the allocator keeps, and the kernel would clear its pages
-# each time.
-PREFILL_ROWS = 32
-LOGIT_ROWS = 128  # of 49,152 float32 logits: 24 MiB
+_Run = Callable[[], dict[int, Generation]]
+_Answers = SimpleQueue[dict[int, Generation] | Exception]
+MIN_STREAM_ROWS = 64  # of fewer rows a product is slower than what sharing it costs
 
 
 class TorchEngine:
@@ -78,10 +79,15 @@ class TorchEngine:
             raise UnsupportedError(f"the verbalizer's weights cannot be int8: {fault}")
         self.general_because = reason  # None: the fused pass is used
         self._fused = FusedDecoder(model, is_int8=is_int8) if reason is None else None
-        self._spare: KeyValues | None = None
+        self._streams: list[Stream] = []
         self._is_abandoned = False  # read between steps
         if is_frozen and reason is not None:
             log.info("the verbalizer decodes on the general, slower path: %s", reason)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that are kept between calls."""
+        return sum(stream.cache_bytes for stream in self._streams)
 
     def prompt_rows(self, token_ids: tuple[int, ...]) -> torch.Tensor:
         """Embeddings of ``token_ids`` as the first block sees them, [T, d] float32."""
@@ -95,7 +101,7 @@ class TorchEngine:
         done: dict[int, Generation] = {}
         with torch.inference_mode():
             if self._fused is not None:
-                self._run_fused(self._fused, prompts, sampling, done)
+                done = self._run_fused(self._fused, prompts, sampling)
                 return [done[i] for i in range(len(prompts))]
             for start in range(0, len(prompts), self._batch_size):
                 stop = min(start + self._batch_size, len(prompts))
@@ -114,107 +120,59 @@ class TorchEngine:
 
     def _row(self, prompts: PromptBatch, index: int, sampling: Sampling) -> Row:
         prompt = prompts.embeddings[index].to(self._device, self._dtype)
-        if sampling.is_greedy:
-            return Row(index, prompt, None)
-        return Row(index, prompt, torch.Generator().manual_seed(sampling.seeds[index]))
+        return Row.begun(index, prompt, sampling)
 
     def _run_fused(
-        self,
-        decoder: FusedDecoder,
-        prompts: PromptBatch,
-        sampling: Sampling,
-        done: dict[int, Generation],
-    ) -> None:
-        """Keep the batch full: a prompt enters where a text has ended."""
-        length = int(prompts.embeddings.shape[1])
-        size = min(self._batch_size, len(prompts))
-        cache = self._take_cache(decoder, size, length + sampling.max_new_tokens)
-        prefix = self._prefix(decoder, prompts)
-        draft = self._embed(self._draft[: sampling.max_new_tokens - 1])
-        waiting = deque(range(len(prompts)))
-        rows: list[Row] = []
-        filling = True  # until the batch is full again
-        while rows or waiting:
-            self._go_on()
-            free = size - len(rows)
-            if waiting and (filling or free >= max(1, size // REFILL_SHARE)):
-                count, shared = min(free, len(waiting), PREFILL_ROWS), prompts.shared_tokens
-                fresh = [self._row(prompts, waiting.popleft(), sampling) for _ in range(count)]
-                cache.copy_prefix(prefix, shared, len(rows), count)
-                states = torch.stack([torch.cat([row.prompt[shared:], draft]) for row in fresh])
-                behind = decoder.forward_all(states, cache, len(rows), [shared] * count)
-                self._begin(decoder, behind[:, -1 - len(draft) :], fresh, sampling)
-                rows += fresh
-                filling = len(rows) < size
-            else:
-                ids = torch.tensor([row.ids[-1] for row in rows], device=self._device)
-                starts = [length + len(row.ids) - 1 for row in rows]
-                last = decoder.forward(decoder.embed(ids), cache, 0, starts)
-                self._extend_fused(decoder, last, rows, sampling)
-            self._retire(rows, cache, length, sampling, done)
-        self._spare = cache
+        self, decoder: FusedDecoder, prompts: PromptBatch, sampling: Sampling
+    ) -> dict[int, Generation]:
+        together = min(self._batch_size, len(prompts))
+        count = _stream_count(together, torch.get_num_threads())
+        self._streams += [self._stream(decoder) for _ in range(count - len(self._streams))]
+        runs = [
+            partial(
+                stream.run,
+                prompts,
+                range(first, len(prompts), count),
+                -(-together // count),
+                sampling,
+            )
+            for first, stream in enumerate(self._streams[:count])
+        ]
+        return runs[0]() if count == 1 else self._side_by_side(runs)
 
-    def _take_cache(self, decoder: FusedDecoder, rows: int, capacity_tokens: int) -> KeyValues:
-        """The last call's, where it is large enough; only one is kept."""
-        spare, self._spare = self._spare, None
-        if spare is not None and (
-            spare.shape.rows >= rows and spare.shape.capacity_tokens >= capacity_tokens
-        ):
-            return spare
-        return decoder.cache(rows, capacity_tokens)
+    def _stream(self, decoder: FusedDecoder) -> Stream:
+        draft = self._embed(self._draft)
+        return Stream(decoder, self._next, self._end, draft, self._draft.tolist(), self._go_on)
 
-    def _prefix(self, decoder: FusedDecoder, prompts: PromptBatch) -> KeyValues:
-        """Keys and values of what all prompts begin with, run once."""
-        shared = prompts.shared_tokens
-        cache = decoder.cache(1, max(shared, 1))
-        if shared:
-            states = prompts.embeddings[:1, :shared].to(self._device, self._dtype)
-            decoder.forward(states, cache, 0, [0])
-        return cache
-
-    def _begin(
-        self, decoder: FusedDecoder, behind: torch.Tensor, rows: list[Row], sampling: Sampling
-    ) -> None:
-        """First tokens of new rows, from states [n, 1 + t, d] behind prompt and ``t`` drafted ones.
-
-        The drafted ones count as far as they are what would have been chosen.
-        """
-        places = list(range(len(rows)))
-        for number, expected in enumerate((*self._draft.tolist(), None)[: behind.shape[1]]):
-            chosen = [rows[i] for i in places]
-            self._extend_fused(decoder, behind[places, number], chosen, sampling)
-            places = [i for i in places if rows[i].ids[-1] == expected]
-            if not places:
-                return
-
-    def _extend_fused(
-        self, decoder: FusedDecoder, last: torch.Tensor, rows: list[Row], sampling: Sampling
-    ) -> None:
-        """Their next tokens, from last states [n, d]."""
-        for start in range(0, len(rows), LOGIT_ROWS):
-            part = slice(start, start + LOGIT_ROWS)
-            if sampling.is_greedy:
-                self._next.extend_by(decoder.best(last[part]), rows[part])
-            else:
-                self._next.extend(decoder.logits(last[part]), rows[part], sampling)
-
-    def _retire(
-        self,
-        rows: list[Row],
-        cache: KeyValues,
-        length: int,
-        sampling: Sampling,
-        done: dict[int, Generation],
-    ) -> None:
-        """Take out the rows that ended; the last ones move into their places."""
-        for place in reversed(range(len(rows))):
-            if not self._ends(rows[place], sampling):
-                continue
-            done[rows[place].index] = self._finish(rows[place])
-            last = rows.pop()
-            if place < len(rows):
-                rows[place] = last
-                cache.move(len(rows), place, length + len(last.ids) - 1)
+    def _side_by_side(self, runs: Sequence[_Run]) -> dict[int, Generation]:
+        """All of them, each in a thread of its own that has its share of the cores."""
+        threads = torch.get_num_threads()
+        answers: _Answers = SimpleQueue()
+        for number, run in enumerate(runs):
+            share = (run, threads // len(runs), answers)
+            Thread(target=_answer, args=share, name=f"decode-{number}", daemon=True).start()
+        done: dict[int, Generation] = {}
+        failures: list[Exception] = []
+        missing = len(runs)
+        try:
+            while missing:
+                # Not join: one that Ctrl-C interrupts takes the thread for ended ever after.
+                answer = answers.get()
+                missing -= 1
+                if isinstance(answer, Exception):
+                    failures.append(answer)
+                    self.abandon()  # the others
+                else:
+                    done |= answer
+        finally:
+            while missing:  # interrupted: a thread inside torch would abort an interpreter's end
+                self.abandon()
+                answers.get()
+                missing -= 1
+            torch.set_num_threads(threads)  # what new threads of the process begin with
+        if failures:
+            raise failures[0]
+        return done
 
     def _run(
         self, rows: list[Row], shared: int, sampling: Sampling, done: dict[int, Generation]
@@ -224,10 +182,12 @@ class TorchEngine:
         while True:
             self._go_on()
             self._next.extend(logits, rows, sampling)
-            alive = [i for i, row in enumerate(rows) if not self._ends(row, sampling)]
+            limit = sampling.max_new_tokens
+            alive = [i for i, row in enumerate(rows) if not self._end.is_over(row.ids, limit)]
             if len(alive) < len(rows):
                 kept = set(alive)
-                done |= {r.index: self._finish(r) for i, r in enumerate(rows) if i not in kept}
+                ended = (row for i, row in enumerate(rows) if i not in kept)
+                done |= {row.index: self._end.generation(row.ids) for row in ended}
                 rows = [rows[i] for i in alive]
                 if not rows:
                     return
@@ -260,8 +220,19 @@ class TorchEngine:
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
-    def _ends(self, row: Row, sampling: Sampling) -> bool:
-        return len(row.ids) >= sampling.max_new_tokens or self._end.reached(row.ids)
 
-    def _finish(self, row: Row) -> Generation:
-        return Generation(self._end.text(row.ids), len(row.ids))
+def _stream_count(rows: int, threads: int) -> int:
+    """As many as rows and cores allow, all with as many cores."""
+    most = min(threads, rows // MIN_STREAM_ROWS)
+    return next((count for count in range(most, 1, -1) if threads % count == 0), 1)
+
+
+def _answer(
+    run: _Run, threads: int, answers: SimpleQueue[dict[int, Generation] | Exception]
+) -> None:
+    try:
+        torch.set_num_threads(threads)  # of this thread
+        with torch.inference_mode():
+            answers.put(run())
+    except Exception as error:  # noqa: BLE001 - raised again by the thread that asked
+        answers.put(error)
